@@ -1,0 +1,1 @@
+"""The client: finds the daemon, appends in batches without duplicates, tails resumably."""

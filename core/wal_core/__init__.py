@@ -1,0 +1,1 @@
+"""What every layer of walstream shares: messages, batches, frames, time, errors and limits."""

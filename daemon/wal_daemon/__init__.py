@@ -1,0 +1,1 @@
+"""The daemon: one process is one streaming node, and perhaps the coordinator."""

@@ -1,0 +1,1 @@
+"""Where bytes come to rest: log segments, fencing, the catalog."""

@@ -1,0 +1,1 @@
+"""Small facts for look-up and coordination; rebuilt from the log when lost."""

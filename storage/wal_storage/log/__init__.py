@@ -1,0 +1,1 @@
+"""One PChannel's log as files: the format, its writer, reader, index and repair."""

@@ -1,0 +1,166 @@
+"""Write one segment: made whole under a temporary name, filled, sealed.
+
+A segment comes into being by ``link()`` after its header and opening snapshot were fsynced, so
+under its own name it is never half made. It is not zero-filled ahead and never recycled.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from collections.abc import Sequence
+
+from wal_core.errors import DiskFullError
+from wal_core.failpoints import failpoint
+from wal_core.limits import DISK_RESERVE_BYTES, SEGMENT_SIZE_MIN_BYTES
+from wal_core.message import Message, MessageType, identity_seed, pack_header
+from wal_storage.disk import Buffer, Disk
+from wal_storage.log.format import (
+    HEADER_SIZE_BYTES,
+    Footer,
+    SegmentHeader,
+    advance_running,
+    pack_footer,
+    pack_segment_header,
+)
+from wal_storage.log.index import SparseIndex
+
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class Prepared:
+    """A file with its space taken and nothing in it yet, under a temporary name."""
+
+    def __init__(self, fd: int, name: str, capacity: int) -> None:
+        self.fd = fd
+        self.name = name
+        self.capacity = capacity
+
+
+def prepare(disk: Disk, name: str, size: int, needed: int, reserve: int) -> Prepared:
+    """Take space for a segment of ``size`` bytes, or as much above ``needed`` as there is.
+
+    ``reserve`` bytes of the file system are left alone. Raises DiskFullError; then no file is left.
+    """
+    while True:
+        if disk.free_bytes() - size >= reserve:
+            fd = disk.create(name)
+            try:
+                disk.allocate(fd, size)
+                return Prepared(fd, name, size)
+            except OSError as error:
+                os.close(fd)
+                disk.unlink(name)
+                if error.errno not in _NO_SPACE:
+                    raise
+        if size <= max(needed, SEGMENT_SIZE_MIN_BYTES):
+            raise DiskFullError(
+                f"no room for a log segment of {size} bytes: {disk.free_bytes()} are free, "
+                f"{reserve} of them are kept for recovery"
+            )
+        size = max(size // 2, needed, SEGMENT_SIZE_MIN_BYTES)
+
+
+def reserve_bytes(disk: Disk) -> int:
+    """How much of this file system is kept free: 8 MiB, on very small ones an eighth."""
+    return min(DISK_RESERVE_BYTES, disk.free_bytes() // 8)
+
+
+class SegmentWriter:
+    """The tip of a log. Only ``append`` moves it, and only after ``sync`` is a batch durable."""
+
+    def __init__(
+        self, disk: Disk, prepared: Prepared, header: SegmentHeader, snapshot: Message
+    ) -> None:
+        """Install a prepared file as a segment that opens with ``snapshot``. Durable on return."""
+        self._disk = disk
+        self._fd = prepared.fd
+        self.header = header
+        self.id = header.id
+        self.capacity = prepared.capacity
+        self.index = SparseIndex()
+        self.running = header.predecessor.running
+        self._seed = identity_seed(*header.id)
+        self.position = HEADER_SIZE_BYTES
+        self.next_sequence = header.id.first_sequence
+        buffers: list[Buffer] = [pack_segment_header(header)]
+        buffers += self._pack([snapshot], snapshot.sequence - 1)
+        disk.write(self._fd, buffers, 0)
+        disk.sync(self._fd)
+        failpoint("segment-written")
+        disk.link(prepared.name, header.id.file_name)
+        disk.unlink(prepared.name)
+        disk.sync_folder()
+        failpoint("segment-linked")
+
+    @property
+    def durable_sequence(self) -> int:
+        """The PChannel sequence of the last batch written; durable once ``append`` returned."""
+        return self.next_sequence - 1
+
+    @property
+    def data_start(self) -> int:
+        return HEADER_SIZE_BYTES
+
+    def has_room(self, size: int) -> bool:
+        return self.position + size <= self.capacity
+
+    def append(self, messages: Sequence[Message]) -> None:
+        """One write and one fdatasync for the whole group. After an OSError the segment is final:
+        it must not be written or synced again."""
+        start = self.position
+        buffers = self._pack(messages, self.durable_sequence)
+        failpoint("append-before-write")
+        self._disk.write(self._fd, buffers, start)
+        failpoint("append-after-write")
+        self._disk.sync_data(self._fd)
+        failpoint("append-after-sync")
+
+    def seal(self) -> None:
+        """Write the footer and give back the space behind it."""
+        footer = Footer(self.position, self.next_sequence, self.running, self.index.entries())
+        data = pack_footer(footer)
+        failpoint("seal-before-footer")
+        self._disk.write(self._fd, [data], self.position)
+        self._disk.truncate(self._fd, self.position + len(data))
+        self._disk.sync(self._fd)
+        failpoint("seal-after-footer")
+        self.close()
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            os.close(self._fd)
+
+    def _pack(self, messages: Sequence[Message], synced_upto: int) -> list[Buffer]:
+        """Headers and bodies of a group, and the tip moved behind them."""
+        buffers: list[Buffer] = []
+        add = buffers.append
+        note = self.index.add
+        position = self.position
+        running = self.running
+        term = self.id.term
+        seed = self._seed
+        for message in messages:
+            head = pack_header(message, term, position, synced_upto, seed)
+            message.header = head
+            note(message.vchannel, message.first_offset, message.tso, position, message.sequence)
+            running = advance_running(running, head)
+            body = message.body
+            position += len(head) + len(body)
+            add(head)
+            if body:
+                add(body)
+        self.position = position
+        self.running = running
+        self.next_sequence = messages[-1].sequence + 1
+        return buffers
+
+
+def snapshot_message(body: bytes, sequence: int, tso: int) -> Message:
+    """The message that opens a segment."""
+    message = Message(MessageType.SNAPSHOT, 0, body)
+    message.sequence = sequence
+    message.tso = tso
+    message.last_confirmed = sequence - 1
+    return message

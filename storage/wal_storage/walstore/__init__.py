@@ -1,0 +1,1 @@
+"""WAL storages: what a PChannel is written to."""

@@ -1,0 +1,80 @@
+"""The interface of a WAL storage: what one PChannel is written to and read from.
+
+Files are the first implementation. Object storage with conditional writes, Kafka or Pulsar come
+behind the same interface, so nothing above may assume that ``append`` is local or cheap.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+from wal_core.message import Message
+from wal_storage.log.repair import Cut
+from wal_storage.state import ChannelState
+
+
+class Recovered(NamedTuple):
+    """What opening a PChannel found."""
+
+    state: ChannelState
+    cuts: list[Cut]
+    bytes_scanned: int
+
+
+class Run(NamedTuple):
+    """Whole batches just as they lie in the log, one behind the other."""
+
+    term: int
+    first_sequence: int
+    """Of the segment; with ``term`` what header checksums are seeded with."""
+    data: memoryview
+
+
+class LogScanner(Protocol):
+    """One reader's place in a VChannel. Sees confirmed batches only; not for several threads."""
+
+    next_sequence: int
+    """All batches of the VChannel below this PChannel sequence have been returned."""
+
+    def read(self) -> list[Run]:
+        """The next batches of rows, about a MiB; empty at the confirmed end. Blocks for I/O.
+
+        Raises CorruptError with file and offset, after all rows before the damage were returned."""
+
+    def close(self) -> None: ...
+
+
+class WalStorage(Protocol):
+    """One PChannel, opened under one term."""
+
+    ordered: bool
+    """Whether physical order equals TSO order."""
+    fences: bool
+    """Whether a write of a former owner fails by itself."""
+    term: int
+
+    def recover(self) -> Recovered:
+        """Replay, repair, and make ready for appends. Once, before anything else."""
+
+    def has_room(self, size: int) -> bool:
+        """Whether a group of so many bytes goes in without a rotation."""
+
+    def make_room(self, size: int, state: ChannelState) -> None:
+        """Rotate to a new segment that opens with ``state``. Raises DiskFullError: then nothing
+        changed. Takes one sequence of ``state``."""
+
+    def append(self, messages: Sequence[Message]) -> None:
+        """Write a group and return when it is confirmed: on stable storage, under an ownership
+        that was still valid afterwards. Raises FencedError or OSError: the outcome is unknown."""
+
+    def scanner(self, vchannel: int, offset: int) -> LogScanner:
+        """A reader that returns the batch that holds ``offset`` first."""
+
+    def offset_at(self, vchannel: int, tso: int) -> int:
+        """The offset of the first row at or after a timestamp."""
+
+    def is_current(self) -> bool:
+        """Whether the ownership still holds."""
+
+    def close(self, *, seal: bool) -> None: ...

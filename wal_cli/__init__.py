@@ -1,0 +1,1 @@
+"""The command line: what `wal` and `walctl` run."""
