@@ -1,1 +1,56 @@
-"""The client: finds the daemon, appends in batches without duplicates, tails resumably."""
+"""Append to and tail walstream from Python. ``connect()`` is the way in.
+
+>>> import wal_client
+>>> with wal_client.connect() as client:        # doctest: +SKIP
+...     client.append("orders", [b"one", b"two"])
+...     for batch in client.tail("orders"):
+...         print(batch.first, batch.bodies())
+"""
+
+from wal_client.aio import AsyncClient, AsyncProducer, connect_async
+from wal_client.endpoint import Endpoint
+from wal_client.ranges import (
+    EARLIEST,
+    FOLLOW,
+    LATEST,
+    NOW,
+    From,
+    RowBatch,
+    Until,
+    from_last,
+    from_ms,
+    from_offset,
+    until_ms,
+    until_offset,
+)
+from wal_client.receipts import Ack, Receipt
+from wal_client.sync import Client, Producer, Tail, connect
+from wal_core.batch import Record
+from wal_core.errors import WalError
+
+__all__ = [
+    "EARLIEST",
+    "FOLLOW",
+    "LATEST",
+    "NOW",
+    "Ack",
+    "AsyncClient",
+    "AsyncProducer",
+    "Client",
+    "Endpoint",
+    "From",
+    "Producer",
+    "Receipt",
+    "Record",
+    "RowBatch",
+    "Tail",
+    "Until",
+    "WalError",
+    "connect",
+    "connect_async",
+    "from_last",
+    "from_ms",
+    "from_offset",
+    "until_ms",
+    "until_offset",
+]

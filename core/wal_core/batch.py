@@ -112,7 +112,7 @@ def check_record_size(size: int, what: str = "a record") -> None:
         raise RecordTooLargeError(f"{what} of {size} bytes; at most {RECORD_SIZE_MAX_BYTES}")
 
 
-def compress(body: bytes | memoryview, level: int = 3) -> bytes:
+def compress(body: bytes | bytearray | memoryview, level: int = 3) -> bytes:
     """The body as one zstd frame that declares its size."""
     return zstandard.ZstdCompressor(level=level).compress(body)
 

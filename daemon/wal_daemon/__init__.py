@@ -1,1 +1,1 @@
-"""The daemon: one process is one streaming node, and perhaps the coordinator."""
+"""wald: the streaming node. One process that owns PChannels and serves them on a Unix socket."""

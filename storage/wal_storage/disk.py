@@ -26,6 +26,11 @@ class Disk:
     def close(self) -> None:
         os.close(self._folder)
 
+    @property
+    def descriptor(self) -> int:
+        """The folder's own descriptor, to watch it."""
+        return self._folder
+
     def names(self) -> list[str]:
         """All names in the folder, unsorted."""
         return os.listdir(self._folder)

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 from wal_core.message import Message
+from wal_storage.log.format import SegmentId
 from wal_storage.log.repair import Cut
 from wal_storage.state import ChannelState
 
@@ -54,6 +55,10 @@ class WalStorage(Protocol):
     """Whether a write of a former owner fails by itself."""
     term: int
 
+    @property
+    def tip_id(self) -> SegmentId:
+        """The segment that the last group went to."""
+
     def recover(self) -> Recovered:
         """Replay, repair, and make ready for appends. Once, before anything else."""
 
@@ -67,6 +72,9 @@ class WalStorage(Protocol):
     def append(self, messages: Sequence[Message]) -> None:
         """Write a group and return when it is confirmed: on stable storage, under an ownership
         that was still valid afterwards. Raises FencedError or OSError: the outcome is unknown."""
+
+    def cover(self, tso: int) -> None:
+        """Make sure that no later owner gives a timestamp at or below ``tso``."""
 
     def scanner(self, vchannel: int, offset: int) -> LogScanner:
         """A reader that returns the batch that holds ``offset`` first."""

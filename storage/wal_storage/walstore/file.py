@@ -146,6 +146,10 @@ class FileWal:
         assert self._tip is not None, "recover() comes first"
         return self._tip
 
+    @property
+    def tip_id(self) -> SegmentId:
+        return self.tip.id
+
     def has_room(self, size: int) -> bool:
         return self.tip.has_room(size)
 

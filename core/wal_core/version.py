@@ -1,0 +1,3 @@
+"""The version of walstream, one for all its packages."""
+
+VERSION = "0.1.0"

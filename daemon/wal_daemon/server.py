@@ -1,0 +1,287 @@
+"""The Unix socket: accept, say hello, cut the stream into frames, push back when it is too much.
+
+All connections read into one shared buffer: a read is parsed before the next one starts, so an
+idle connection holds no buffer. A large frame is received straight into memory of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import struct
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Protocol, cast
+
+from wal_core import frames
+from wal_core.errors import ProtocolError, ThrottledError, WalError
+from wal_core.frame_reader import FrameReader
+from wal_core.frames import FRAME, Frame, Kind
+from wal_core.limits import (
+    CONNECTION_UNACKNOWLEDGED_MAX_BYTES,
+    CONNECTIONS_MAX,
+    FRAME_DEADLINE_SECONDS,
+    HELLO_DEADLINE_SECONDS,
+    RECEIVE_BUFFER_BYTES,
+    SEND_BUFFER_HIGH_BYTES,
+    UNACKNOWLEDGED_MAX_BYTES,
+)
+from wal_core.message import Message
+from wal_daemon.wal.requests import AppendRequest
+from wal_daemon.wal.subscription import Subscription
+from wal_storage.disk import Buffer
+
+if TYPE_CHECKING:
+    from wal_daemon.wal.pchannel import PChannel
+
+log = logging.getLogger("wald.server")
+_CREDENTIALS = struct.Struct("3i")
+
+
+class Service(Protocol):
+    """What the node does for a connection."""
+
+    def hello(self) -> bytes:
+        """The HELLO_OK frame."""
+
+    def pchannel_for_append(self, vchannel: int) -> PChannel:
+        """Raises NotReadyError, NotFoundError."""
+
+    def handle(self, connection: Connection, frame: Frame) -> None:
+        """Any frame but an append. ``frame.body`` is valid during the call only."""
+
+
+class Server:
+    """All connections of a node, and what they may hold together."""
+
+    def __init__(self, service: Service) -> None:
+        self.service = service
+        self.connections: set[Connection] = set()
+        self.unacknowledged = 0
+        self.accepted = 0
+        self.refused = 0
+        self._view = memoryview(bytearray(RECEIVE_BUFFER_BYTES))
+        self._loop = asyncio.get_running_loop()
+        self._waiting: dict[Connection, float] = {}
+        """Connections that owe us the rest of a frame, and until when."""
+        self._sweeper: asyncio.TimerHandle | None = None
+
+    @property
+    def receive_view(self) -> memoryview:
+        return self._view
+
+    def expect_by(self, connection: Connection, seconds: float) -> None:
+        """Cut the connection unless ``satisfied`` comes in time. No timer runs when none waits."""
+        if connection not in self._waiting:
+            self._waiting[connection] = self._loop.time() + seconds
+            if self._sweeper is None:
+                self._sweeper = self._loop.call_later(seconds, self._sweep)
+
+    def satisfied(self, connection: Connection) -> None:
+        self._waiting.pop(connection, None)
+
+    def release(self, size: int) -> None:
+        """Bytes of appends that were answered."""
+        self.unacknowledged -= size
+
+    def close(self) -> None:
+        for connection in tuple(self.connections):
+            connection.close()
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+
+    def _sweep(self) -> None:
+        now = self._loop.time()
+        for connection, deadline in tuple(self._waiting.items()):
+            if deadline <= now:
+                connection.fail(ProtocolError("a frame was not complete in time"))
+        self._sweeper = None
+        if self._waiting:
+            delay = min(self._waiting.values()) - now
+            self._sweeper = self._loop.call_later(max(delay, 0.1), self._sweep)
+
+
+class Connection(asyncio.BufferedProtocol):
+    """One client. Turns bytes into frames and answers into bytes."""
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+        self._transport: asyncio.Transport | None = None
+        self._reader = FrameReader(server.receive_view, self._dispatch)
+        self._greeted = False
+        self._unacknowledged = 0
+        self._reading_paused = False
+        self._acknowledgements: list[bytes] = []
+        self._subscriptions: dict[int, Subscription] = {}
+        self.paused = False
+        self.failed_producers: dict[int, WalError] = {}
+        self.peer_pid, self.peer_uid = 0, -1
+
+    # -- asyncio -----------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        transport = cast(asyncio.Transport, transport)  # uvloop's own class is no subclass.
+        self._transport = transport
+        transport.set_write_buffer_limits(high=SEND_BUFFER_HIGH_BYTES)
+        server = self._server
+        server.accepted += 1
+        if len(server.connections) >= CONNECTIONS_MAX:
+            server.refused += 1
+            self.fail(ThrottledError(f"{CONNECTIONS_MAX} connections are open"))
+            return
+        peer = transport.get_extra_info("socket")
+        packed = peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+        self.peer_pid, self.peer_uid, _ = _CREDENTIALS.unpack(packed)
+        server.connections.add(self)
+        server.expect_by(self, HELLO_DEADLINE_SECONDS)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._server.connections.discard(self)
+        self._server.satisfied(self)
+        self._transport = None
+        for subscription in tuple(self._subscriptions.values()):
+            subscription.close()
+        self._subscriptions.clear()
+        self._reader.forget()
+
+    def pause_writing(self) -> None:
+        self.paused = True
+
+    def resume_writing(self) -> None:
+        self.paused = False
+        for subscription in tuple(self._subscriptions.values()):
+            subscription.wake()
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self._reader.buffer()
+
+    def buffer_updated(self, nbytes: int) -> None:
+        try:
+            self._reader.received(nbytes)
+            if self._reader.is_waiting:
+                self._server.expect_by(self, FRAME_DEADLINE_SECONDS)
+            elif self._greeted:
+                self._server.satisfied(self)
+        except WalError as error:
+            self.fail(error)
+        except Exception:
+            log.exception("a frame could not be handled")
+            self.fail(ProtocolError("the frame could not be handled"))
+
+    # -- frames in ---------------------------------------------------------------------------------
+
+    def _dispatch(self, frame: Frame) -> None:
+        if self._transport is None:
+            return
+        if not self._greeted:
+            frames.check_hello(frame)
+            self._greeted = True
+            self.send([self._server.service.hello()])
+        elif frame.kind == Kind.APPEND:
+            self._append(frame.flags, frame.request_id, frame.meta, frame.body)
+        else:
+            try:
+                self._server.service.handle(self, frame)
+            except WalError as error:
+                self.send([frames.pack_error(frame.request_id, error)])
+
+    def _append(
+        self, flags: int, request_id: int, meta: memoryview | bytes, body: memoryview | bytes
+    ) -> None:
+        message, expect = frames.unpack_append(meta, body)
+        size = len(body)
+        self._unacknowledged += size
+        server = self._server
+        server.unacknowledged += size
+        if (
+            self._unacknowledged > CONNECTION_UNACKNOWLEDGED_MAX_BYTES
+            or server.unacknowledged > UNACKNOWLEDGED_MAX_BYTES
+        ):
+            self._pause_reading()
+        request = AppendRequest(
+            message, self, request_id, expect, bool(flags & frames.FLAG_BUFFERED)
+        )
+        try:
+            pchannel = server.service.pchannel_for_append(message.vchannel)
+        except WalError as error:
+            self.refuse(request, error, False)
+            return
+        pchannel.submit(request)
+
+    # -- answers out -------------------------------------------------------------------------------
+
+    def acknowledge(self, request: AppendRequest) -> bool:
+        message = request.message
+        self._release(message)
+        self._acknowledgements.append(
+            FRAME.pack(20, Kind.APPEND_OK, 0 if request.buffered else 1, 20, request.request_id)
+            + frames.APPEND_OK.pack(message.first_offset, message.tso, message.count)
+        )
+        return len(self._acknowledgements) == 1
+
+    def refuse(self, request: AppendRequest, error: WalError, outcome_unknown: bool) -> None:
+        self._release(request.message)
+        if request.message.producer_id:
+            self.failed_producers.setdefault(request.message.producer_id, error)
+        self.flush()
+        self.send([frames.pack_error(request.request_id, error, outcome_unknown=outcome_unknown)])
+
+    def flush(self) -> None:
+        """Send the acknowledgements that have gathered."""
+        if self._acknowledgements:
+            parts, self._acknowledgements = self._acknowledgements, []
+            if self._transport is not None:
+                self._transport.write(parts[0] if len(parts) == 1 else b"".join(parts))
+
+    def send(self, buffers: Sequence[Buffer]) -> None:
+        if self._transport is not None:
+            self._transport.writelines(buffers)
+
+    def fail(self, error: WalError) -> None:
+        """Say why, and hang up."""
+        self.flush()
+        self.send([frames.pack_error(0, error)])
+        self.close()
+
+    def close(self) -> None:
+        if self._transport is not None:
+            self._transport.close()
+            self._transport = None
+
+    def _release(self, message: Message) -> None:
+        size = len(message.body) + len(message.properties)
+        self._unacknowledged -= size
+        self._server.release(size)
+        if (
+            self._reading_paused
+            and self._unacknowledged * 2 < CONNECTION_UNACKNOWLEDGED_MAX_BYTES
+            and self._transport is not None
+        ):
+            self._reading_paused = False
+            self._transport.resume_reading()
+
+    def _pause_reading(self) -> None:
+        if not self._reading_paused and self._transport is not None:
+            self._reading_paused = True
+            self._transport.pause_reading()
+
+    # -- subscriptions -----------------------------------------------------------------------------
+
+    @property
+    def subscriptions(self) -> int:
+        return len(self._subscriptions)
+
+    def subscribe(self, request_id: int, make: Callable[[], Subscription]) -> None:
+        """Start a subscription under a request id that is not in use."""
+        if request_id in self._subscriptions:
+            raise ProtocolError(f"request {request_id} is a running subscription")
+        subscription = self._subscriptions[request_id] = make()
+        subscription.wake()
+
+    def cancel(self, request_id: int) -> None:
+        subscription = self._subscriptions.pop(request_id, None)
+        if subscription is not None:
+            subscription.close()
+
+    def finished(self, request_id: int) -> None:
+        self._subscriptions.pop(request_id, None)

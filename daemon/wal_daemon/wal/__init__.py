@@ -1,0 +1,1 @@
+"""One PChannel at work: sequencer and group commit, write-ahead buffer, subscriptions."""

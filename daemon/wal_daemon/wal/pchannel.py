@@ -1,0 +1,361 @@
+"""One PChannel: gives order, commits in groups, tells those who wait.
+
+Group commit has no timer. While one write + fdatasync runs, requests gather; when it ends, all
+that gathered go in the next one. A small group is committed on the event loop itself, a large one
+in the PChannel's own thread, so that the loop receives the next while the disk works.
+
+Nothing outside this module and the WAL storage sees a message before it is confirmed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Executor
+from typing import NamedTuple
+
+from wal_core.checksum import crc32c
+from wal_core.clock import Clock
+from wal_core.errors import (
+    BadInputError,
+    ExpectationFailedError,
+    IoFailureError,
+    NotFoundError,
+    NotReadyError,
+    WalError,
+)
+from wal_core.limits import (
+    BATCH_RECORDS_MAX,
+    GROUP_INLINE_MAX_BYTES,
+    GROUP_MAX_BATCHES,
+    GROUP_MAX_BYTES,
+    MARK_DELAY_SECONDS,
+)
+from wal_core.message import Compression, Encoding, Message, MessageType
+from wal_core.tso import TsoSource
+from wal_daemon.wal.buffer import WriteAheadBuffer
+from wal_daemon.wal.requests import ANY_OFFSET, AppendRequest, FutureReplies
+from wal_storage.state import VChannelState, decode_create
+from wal_storage.walstore.base import Recovered, WalStorage
+
+_ROW_ENCODINGS = frozenset((Encoding.LINES, Encoding.LEN32, Encoding.COLUMNS))
+_COMPRESSIONS = frozenset(Compression)
+log = logging.getLogger("wald.pchannel")
+
+
+class Outcome(NamedTuple):
+    """What became of a group."""
+
+    written: list[AppendRequest]
+    refused: list[tuple[AppendRequest, WalError]]
+    failure: WalError | None
+    """Set: the outcome of ``written`` is unknown, and the WAL storage must be opened anew."""
+
+
+class PChannel:
+    """Owns the state of one log. All methods are called on the event loop."""
+
+    def __init__(
+        self,
+        number: int,
+        wal: WalStorage,
+        recovered: Recovered,
+        clock: Clock,
+        committer: Executor,
+        buffer: WriteAheadBuffer,
+        on_failure: Callable[[PChannel, WalError], None],
+    ) -> None:
+        self.number = number
+        self.buffer = buffer
+        self._clock = clock
+        self._committer = committer
+        self._on_failure = on_failure
+        self._loop = asyncio.get_running_loop()
+        self._queue: deque[AppendRequest] = deque()
+        self._busy = False
+        self._idle_since = 0.0
+        self._mark_timer: asyncio.TimerHandle | None = None
+        self._unproven = False
+        self._idle: asyncio.Event = asyncio.Event()
+        self._idle.set()
+        self.listeners: dict[int, set[Callable[[], None]]] = {}
+        """VChannel → whom to call when rows of it were confirmed."""
+        self.commits = 0
+        self.commit_seconds = 0.0
+        self.batches = 0
+        self.rows = 0
+        self.bytes = 0
+        self.attach(wal, recovered)
+
+    def attach(self, wal: WalStorage, recovered: Recovered) -> None:
+        """Begin, or begin again after a failure, on a WAL storage that has recovered."""
+        self.wal = wal
+        self.closed: WalError | None = None
+        self._state = recovered.state
+        self._tso = TsoSource(self._clock, recovered.state.tso)
+        self.cuts = recovered.cuts
+        self.buffer.clear()
+        self.next_offsets = {
+            vchannel.id: vchannel.next_offset for vchannel in self._state.vchannels.values()
+        }
+        """VChannel → offset behind its last confirmed row: the only end that readers know."""
+
+    @property
+    def vchannels(self) -> dict[int, VChannelState]:
+        """Shards as the sequencer knows them. Their offsets may be ahead of what is confirmed."""
+        return self._state.vchannels
+
+    @property
+    def last_tso(self) -> int:
+        return self._tso.last
+
+    @property
+    def clock_jumped(self) -> bool:
+        return self._tso.jumped
+
+    @property
+    def next_sequence(self) -> int:
+        return self._state.next_sequence
+
+    # -- requests ----------------------------------------------------------------------------------
+
+    def submit(self, request: AppendRequest) -> None:
+        """Queue an append. Its answer goes to ``request.replies``, in the order of submission."""
+        if self.closed is not None:
+            request.replies.refuse(request, self.closed, False)
+            return
+        self._queue.append(request)
+        if not self._busy:
+            self._busy = True
+            self._idle.clear()
+            self._loop.call_soon(self._commit)
+
+    async def append(self, message: Message) -> Message:
+        """Append a message of the daemon itself and wait until it is confirmed."""
+        replies = FutureReplies(self._loop)
+        self.submit(AppendRequest(message, replies))
+        return await replies.future
+
+    async def drain(self) -> None:
+        """Refuse what comes from now on, wait for what is under way, leave a proof of the end."""
+        self.closed = NotReadyError("the daemon is stopping")
+        await self._idle.wait()
+        if self._mark_timer is not None:
+            self._mark_timer.cancel()
+            self._mark_timer = None
+
+    def close(self, error: WalError) -> None:
+        """Refuse everything from now on with ``error``."""
+        self.closed = error
+        while self._queue:
+            request = self._queue.popleft()
+            request.replies.refuse(request, error, False)
+
+    # -- group commit ------------------------------------------------------------------------------
+
+    def _commit(self) -> None:
+        group, size = self._take_group()
+        if not group:
+            self._rest()
+            return
+        buffered = any(request.buffered for request in group)
+        if size <= GROUP_INLINE_MAX_BYTES and not buffered and self.wal.has_room(size):
+            self._finish(self._write(group, size))
+        else:
+            future = self._loop.run_in_executor(self._committer, self._write, group, size)
+            future.add_done_callback(lambda done: self._finish(done.result()))
+
+    def _take_group(self) -> tuple[list[AppendRequest], int]:
+        queue = self._queue
+        group: list[AppendRequest] = []
+        size = 0
+        while queue and len(group) < GROUP_MAX_BATCHES:
+            size += queue[0].message.size
+            if size > GROUP_MAX_BYTES and group:
+                size -= queue[0].message.size
+                break
+            group.append(queue.popleft())
+        return group, size
+
+    def _write(self, group: list[AppendRequest], size: int) -> Outcome:
+        """Order a group and make it durable. Runs on the loop or in the committer's thread, one at
+        a time; nobody else touches the state meanwhile."""
+        started = self._clock.monotonic()
+        written: list[AppendRequest] = []
+        refused: list[tuple[AppendRequest, WalError]] = []
+        try:
+            if not self.wal.has_room(size):
+                self.wal.make_room(size, self._state)
+            self._assign(group, written, refused)
+            if written:
+                self.wal.cover(self._tso.last)
+                early = [request for request in written if request.buffered]
+                if early:  # Only asked for with `--ack buffered`, and only in the thread.
+                    self._loop.call_soon_threadsafe(self._acknowledge, early)
+                self.wal.append([request.message for request in written])
+        except WalError as error:
+            return _failed(group, written, refused, error)
+        except OSError as error:
+            failure = IoFailureError(f"the log cannot be written: {error.strerror}")
+            return _failed(group, written, refused, failure)
+        self.commits += 1
+        self.commit_seconds += self._clock.monotonic() - started
+        return Outcome(written, refused, None)
+
+    def _assign(
+        self,
+        group: list[AppendRequest],
+        written: list[AppendRequest],
+        refused: list[tuple[AppendRequest, WalError]],
+    ) -> None:
+        """Give sequence, timestamp and offsets, in the order of arrival."""
+        state = self._state
+        vchannels = state.vchannels
+        sequence = state.next_sequence
+        next_tso = self._tso.next
+        for request in group:
+            message = request.message
+            error = None
+            if message.type == MessageType.INSERT:
+                vchannel = vchannels.get(message.vchannel)
+                if vchannel is None or vchannel.dropped_tso:
+                    error = _no_collection(vchannel)
+                else:
+                    error = _problem(request, vchannel)
+            if error is not None:
+                request.replies.failed_producers.setdefault(message.producer_id, error)
+                refused.append((request, error))
+                continue
+            message.sequence = sequence
+            message.last_confirmed = sequence - 1
+            message.tso = tso = next_tso()
+            if message.type == MessageType.INSERT:
+                assert vchannel is not None
+                message.first_offset = vchannel.next_offset
+                vchannel.next_offset += message.count
+                vchannel.last_tso = tso
+            elif message.type == MessageType.CREATE_COLLECTION:
+                state.create(message.vchannel, decode_create(bytes(message.body)), tso)
+            elif message.type == MessageType.DROP_COLLECTION:
+                state.drop(message.vchannel, tso)
+            sequence += 1
+            written.append(request)
+        state.next_sequence = sequence
+        state.tso = self._tso.last
+
+    def _finish(self, outcome: Outcome) -> None:
+        for request, error in outcome.refused:
+            request.replies.refuse(request, error, False)
+        if outcome.failure is not None:
+            self._fail(outcome)
+            return
+        if outcome.written:
+            self._confirm(outcome.written)
+        if self._queue:
+            self._loop.call_soon(self._commit)
+        else:
+            self._rest()
+
+    def _confirm(self, requests: list[AppendRequest]) -> None:
+        messages = []
+        touched = set()
+        offsets = self.next_offsets
+        rows = size = 0
+        for request in requests:
+            message = request.message
+            messages.append(message)
+            if message.type == MessageType.INSERT:
+                vchannel = message.vchannel
+                offsets[vchannel] = message.first_offset + message.count
+                touched.add(vchannel)
+                rows += message.count
+                size += len(message.body)
+            elif message.type == MessageType.CREATE_COLLECTION:
+                offsets[message.vchannel] = 0
+        self.batches += len(requests)
+        self.rows += rows
+        self.bytes += size
+        self.buffer.add(messages, self.wal.tip_id)
+        self._unproven = messages[-1].type != MessageType.MARK
+        self._acknowledge([request for request in requests if not request.buffered])
+        for vchannel in touched:
+            for wake in tuple(self.listeners.get(vchannel, ())):
+                wake()
+
+    def _acknowledge(self, requests: list[AppendRequest]) -> None:
+        waiting = [one.replies for one in requests if one.replies.acknowledge(one)]
+        for replies in waiting:
+            replies.flush()
+
+    def _fail(self, outcome: Outcome) -> None:
+        failure = outcome.failure
+        assert failure is not None
+        log.error("commit failed", extra={"pchannel": self.number, "error": failure.message})
+        for request in outcome.written:
+            if not request.buffered:
+                request.replies.refuse(request, failure, True)
+        self._busy = False
+        self.close(failure)
+        self._idle.set()
+        self._on_failure(self, failure)
+
+    # -- rest --------------------------------------------------------------------------------------
+
+    def _rest(self) -> None:
+        self._busy = False
+        self._idle.set()
+        if self._unproven and self.closed is None:
+            self._idle_since = self._clock.monotonic()
+            if self._mark_timer is None:
+                self._mark_timer = self._loop.call_later(MARK_DELAY_SECONDS, self._mark)
+
+    def _mark(self) -> None:
+        """Prove the last group durable, once nobody has appended for a while."""
+        self._mark_timer = None
+        if self._busy or not self._unproven or self.closed is not None:
+            return
+        left = self._idle_since + MARK_DELAY_SECONDS - self._clock.monotonic()
+        if left > 0.001:
+            self._mark_timer = self._loop.call_later(left, self._mark)
+            return
+        self.submit(AppendRequest(Message(MessageType.MARK, 0), FutureReplies(self._loop)))
+
+
+def _failed(
+    group: list[AppendRequest],
+    written: list[AppendRequest],
+    refused: list[tuple[AppendRequest, WalError]],
+    error: WalError,
+) -> Outcome:
+    """A full disk is met before anything was changed, and the next group may find room again.
+    After everything else the log must be opened anew."""
+    if not written:
+        refused = [(request, error) for request in group]
+    return Outcome(written, refused, None if error.retryable and not written else error)
+
+
+def _no_collection(vchannel: VChannelState | None) -> WalError:
+    what = "it was dropped" if vchannel is not None else "it was never created"
+    return NotFoundError(f"no such collection: {what}")
+
+
+def _problem(request: AppendRequest, vchannel: VChannelState) -> WalError | None:
+    """Why an append of rows is refused, if it is."""
+    message = request.message
+    if message.producer_id in request.replies.failed_producers and message.producer_id:
+        return request.replies.failed_producers[message.producer_id]
+    if request.expect != ANY_OFFSET and request.expect != vchannel.next_offset:
+        return ExpectationFailedError(
+            f"offset {request.expect} was expected, the next one is {vchannel.next_offset}",
+            expected=request.expect,
+            next=vchannel.next_offset,
+        )
+    if crc32c(message.body) != message.body_checksum:
+        return BadInputError("the checksum of the batch does not hold: damaged on its way")
+    if message.encoding not in _ROW_ENCODINGS or message.compression not in _COMPRESSIONS:
+        return BadInputError(f"rows in encoding {message.encoding}/{message.compression}")
+    if not 0 < message.count <= BATCH_RECORDS_MAX:
+        return BadInputError(f"a batch of {message.count} rows")
+    return None

@@ -1,0 +1,154 @@
+"""A tailing reader: served from the write-ahead buffer, or from the log when it is behind.
+
+It moves between the two by itself. What it is sent are whole batches, byte for byte as they lie in
+the log; the client cuts the first and the last to the rows it asked for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from concurrent.futures import Executor
+from typing import Protocol
+
+from wal_core import frames
+from wal_core.errors import IoFailureError, WalError
+from wal_core.limits import SCAN_CHUNK_BYTES
+from wal_core.message import unpack_header
+from wal_daemon.wal.pchannel import PChannel
+from wal_storage.disk import Buffer
+from wal_storage.walstore.base import LogScanner, Run
+
+
+class Outlet(Protocol):
+    """The connection behind a subscription."""
+
+    @property
+    def paused(self) -> bool:
+        """Whether its socket takes nothing at the moment."""
+
+    def send(self, buffers: Sequence[Buffer]) -> None: ...
+    def finished(self, request_id: int) -> None: ...
+
+
+class Subscription:
+    """Rows of one VChannel from an offset on, up to ``end`` (exclusive; None: for ever)."""
+
+    def __init__(
+        self,
+        pchannel: PChannel,
+        vchannel: int,
+        offset: int,
+        end: int | None,
+        outlet: Outlet,
+        request_id: int,
+        readers: Executor,
+    ) -> None:
+        self._pchannel = pchannel
+        self._vchannel = vchannel
+        self._offset = offset
+        self._end = end
+        self._outlet = outlet
+        self._request_id = request_id
+        self._readers = readers
+        self._loop = asyncio.get_running_loop()
+        self._scanner: LogScanner | None = None
+        self._wal = pchannel.wal
+        self._reading = False
+        self._closed = False
+        pchannel.listeners.setdefault(vchannel, set()).add(self.wake)
+
+    def wake(self) -> None:
+        """Send what there is, as long as the socket takes it."""
+        while not (self._closed or self._reading or self._outlet.paused):
+            if self._end is not None and self._offset >= self._end:
+                self._finish(frames.pack_frame(frames.Kind.END, self._request_id))
+                return
+            if self._offset >= self._pchannel.next_offsets.get(self._vchannel, 0):
+                return
+            buffer = self._pchannel.buffer
+            entries = buffer.read(self._vchannel, self._offset, SCAN_CHUNK_BYTES)
+            if entries is None:
+                self._read_log()
+                return
+            self._drop_scanner()
+            parts: list[Buffer] = []
+            for entry in entries:
+                parts.append(entry.header)
+                parts.append(entry.body)
+            self._send(entries[0].segment, parts, entries[-1].end_offset)
+
+    def close(self) -> None:
+        """Stop; nothing is sent any more."""
+        self._closed = True
+        self._pchannel.listeners.get(self._vchannel, set()).discard(self.wake)
+        if not self._reading:
+            self._drop_scanner()
+
+    def _read_log(self) -> None:
+        self._reading = True
+        if self._wal is not self._pchannel.wal:
+            self._drop_scanner()  # The log was opened anew after a failure.
+            self._wal = self._pchannel.wal
+        future = self._loop.run_in_executor(self._readers, self._read)
+        future.add_done_callback(self._on_read)
+
+    def _read(self) -> list[Run]:
+        if self._scanner is None:
+            self._scanner = self._wal.scanner(self._vchannel, self._offset)
+        while runs := self._scanner.read():
+            # A scanner starts at an index entry, up to a MiB before the row asked for.
+            wanted = [run for run in runs if _end_offset(run) > self._offset]
+            if wanted:
+                return wanted
+        return []
+
+    def _on_read(self, future: asyncio.Future[list[Run]]) -> None:
+        self._reading = False
+        if self._closed:
+            self._drop_scanner()
+            return
+        try:
+            runs = future.result()
+        except WalError as error:
+            self._finish(frames.pack_error(self._request_id, error))
+            return
+        except OSError as error:
+            failure = IoFailureError(f"the log cannot be read: {error.strerror}")
+            self._finish(frames.pack_error(self._request_id, failure))
+            return
+        for run in runs:
+            self._send((run.term, run.first_sequence), [run.data], _end_offset(run))
+        if not runs:
+            self._drop_scanner()
+        self.wake()
+
+    def _send(self, segment: tuple[int, int], parts: list[Buffer], end: int) -> None:
+        head = frames.frame_head(
+            frames.Kind.BATCHES,
+            self._request_id,
+            frames.BATCHES.pack(*segment),
+            sum(map(len, parts)),
+        )
+        self._offset = max(self._offset, end)
+        self._outlet.send([head, *parts])
+
+    def _finish(self, last: bytes) -> None:
+        self._outlet.send([last])
+        self.close()
+        self._outlet.finished(self._request_id)
+
+    def _drop_scanner(self) -> None:
+        if self._scanner is not None:
+            self._scanner.close()
+            self._scanner = None
+
+
+def _end_offset(run: Run) -> int:
+    """The offset behind the last row of a run."""
+    at = 0
+    while True:
+        header = unpack_header(run.data, at)
+        at += header.size
+        if at >= len(run.data):
+            return header.first_offset + header.rows
