@@ -65,17 +65,23 @@ class _Protocol(asyncio.BufferedProtocol):
         self.transport.writelines(buffers)
         await self._writable.wait()
 
-    def _on_frame(self, frame: Frame) -> None:
-        body = frame.body if frame.kind == Kind.BATCHES else bytes(frame.body)
-        kept = Frame(frame.kind, frame.flags, frame.request_id, bytes(frame.meta), body)
+    def _on_frame(
+        self,
+        kind: int,
+        flags: int,
+        request_id: int,
+        meta: memoryview | bytes,
+        body: memoryview | bytes,
+    ) -> None:
+        frame = Frame(kind, flags, request_id, meta, body)
         future = self.futures.pop(frame.request_id, None)
         if future is not None:
             if not future.done():
-                future.set_result(kept)
+                future.set_result(frame)
         elif frame.request_id in self.queues:
-            self.queues[frame.request_id].put_nowait(kept)
+            self.queues[frame.request_id].put_nowait(frame)
         elif frame.kind == Kind.ERROR:
-            self._fail(frames.unpack_error(kept))
+            self._fail(frames.unpack_error(frame))
 
     def _fail(self, error: Exception) -> None:
         for future in self.futures.values():

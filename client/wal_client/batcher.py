@@ -18,7 +18,7 @@ from wal_core.batch import Record
 from wal_core.checksum import crc32c
 from wal_core.errors import OutcomeUnknownError, ProtocolError, UsageError, WalError
 from wal_core.frames import Frame, Kind
-from wal_core.message import Compression, Encoding, Message, MessageType
+from wal_core.message import Compression, Encoding, MessageType, message
 from wal_core.names import vchannel_id
 
 
@@ -102,7 +102,12 @@ class Batcher:
         return self.encoded(request_id, Encoding.LINES, body, count, tag=tag, expect=expect)
 
     def records(
-        self, request_id: int, records: Sequence[Record], tag: Any = None, shard: int | None = None
+        self,
+        request_id: int,
+        records: Sequence[Record],
+        tag: Any = None,
+        shard: int | None = None,
+        expect: int = -1,
     ) -> list[bytes | bytearray | memoryview]:
         """A frame of rows that share a shard. Raises RecordTooLargeError, nothing sent."""
         for record in records:
@@ -110,7 +115,9 @@ class Batcher:
             if record.key is not None:
                 codec.check_key(record.key)
         encoding, body = codec.encode_records(records)
-        return self.encoded(request_id, encoding, body, len(records), tag=tag, shard=shard)
+        return self.encoded(
+            request_id, encoding, body, len(records), tag=tag, shard=shard, expect=expect
+        )
 
     def encoded(
         self,
@@ -132,13 +139,13 @@ class Batcher:
         number = self.next_shard() if shard is None else shard
         self._batches += 1
         self._sequences[number] += 1
-        message = Message(
+        sent = message(
             MessageType.INSERT,
             vchannel_id(self.opened.id, number),
             body,
             encoding=encoding,
             compression=compression,
-            count=count,
+            rows=count,
             properties=self._properties,
             producer_id=self._producer_id,
             producer_sequence=self._sequences[number],
@@ -147,16 +154,14 @@ class Batcher:
         self._waiting.append(_Sent(request_id, self.opened.vchannels[number], count, size, tag))
         self.in_flight += size
         self.sent += 1
-        head = frames.pack_append(request_id, message, expect=expect, buffered=self._buffered)
+        head = frames.pack_append(request_id, sent, expect=expect, buffered=self._buffered)
         return [head, body]
 
     def answered(self, frame: Frame) -> list[Ack]:
         """Take an answer in. Acks come out in the order in which the batches were sent.
 
         Raises the daemon's error once all batches before the refused one are acknowledged."""
-        self._early[frame.request_id] = Frame(
-            frame.kind, frame.flags, frame.request_id, bytes(frame.meta), bytes(frame.body)
-        )
+        self._early[frame.request_id] = frame
         acks: list[Ack] = []
         while self._waiting and self._waiting[0].request_id in self._early:
             answer = self._early[self._waiting[0].request_id]

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
-import socket
+import select
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
@@ -36,7 +37,9 @@ class Connection:
 
     def __init__(self, endpoint: Endpoint, timeout: float | None) -> None:
         self._socket = connect_socket(endpoint.socket, timeout)
-        self._frames: list[Frame] = []
+        self._poll = select.poll()
+        self._poll.register(self._socket, select.POLLIN)
+        self._frames: deque[Frame] = deque()
         self._reader = FrameReader(memoryview(bytearray(_RECEIVE_BYTES)), self._keep)
         try:
             self.send([frames.pack_hello()])
@@ -55,10 +58,11 @@ class Connection:
     def send(self, buffers: Sequence[_Buffer]) -> None:
         """All bytes, or an OSError."""
         sent = self._socket.sendmsg(buffers)
-        left = sum(map(len, buffers)) - sent
-        if left:
-            rest = memoryview(b"".join(buffers)) if len(buffers) > 1 else memoryview(buffers[0])
-            self._socket.sendall(rest[sent:])
+        for buffer in buffers:
+            size = len(buffer)
+            if sent < size:
+                self._socket.sendall(memoryview(buffer)[sent:])
+            sent = max(sent - size, 0)
 
     def receive(self) -> Frame:
         """The next frame. Raises OSError where the connection is lost or the time is over."""
@@ -67,29 +71,24 @@ class Connection:
             if size == 0:
                 raise ConnectionResetError("the daemon closed the connection")
             self._reader.received(size)
-        return self._frames.pop(0)
+        return self._frames.popleft()
 
     def has_frame(self) -> bool:
         """Whether ``receive`` would return at once."""
-        if self._frames:
-            return True
-        self._socket.setblocking(False)
-        try:
-            return bool(self._socket.recv(1, socket.MSG_PEEK))
-        except BlockingIOError:
-            return False
-        finally:
-            self._socket.setblocking(True)
+        return bool(self._frames or self._poll.poll(0))
 
     def close(self) -> None:
         self._socket.close()
 
-    def _keep(self, frame: Frame) -> None:
-        if frame.kind == Kind.BATCHES:  # Its body belongs to us, and may be large.
-            meta, body = bytes(frame.meta), frame.body
-        else:
-            meta, body = bytes(frame.meta), bytes(frame.body)
-        self._frames.append(Frame(frame.kind, frame.flags, frame.request_id, meta, body))
+    def _keep(
+        self,
+        kind: int,
+        flags: int,
+        request_id: int,
+        meta: memoryview | bytes,
+        body: memoryview | bytes,
+    ) -> None:
+        self._frames.append(Frame(kind, flags, request_id, meta, body))
 
 
 class Client:
@@ -280,9 +279,15 @@ class Producer:
         """Send ``count`` lines, each ended by a newline, as one batch: bytes as they come."""
         self._send(self._batcher.lines(self._client.next_id(), body, count, tag, expect))
 
-    def records(self, records: Sequence[Record], tag: Any = None, shard: int | None = None) -> None:
+    def records(
+        self,
+        records: Sequence[Record],
+        tag: Any = None,
+        shard: int | None = None,
+        expect: int = -1,
+    ) -> None:
         """Send rows as one batch; with keys of their own they must share ``shard``."""
-        self._send(self._batcher.records(self._client.next_id(), records, tag, shard))
+        self._send(self._batcher.records(self._client.next_id(), records, tag, shard, expect))
 
     def encoded(
         self, encoding: int, body: _Buffer, count: int, tag: Any = None, expect: int = -1
@@ -297,6 +302,20 @@ class Producer:
     def shard_of(self, key: bytes) -> int:
         """Where rows of a key go."""
         return self._batcher.shard_of(key)
+
+    @property
+    def opened(self) -> Opened:
+        """The collection."""
+        return self._batcher.opened
+
+    @property
+    def waiting(self) -> int:
+        """Batches sent and not answered."""
+        return self._batcher.waiting
+
+    def fileno(self) -> int:
+        """The socket's descriptor: readable when answers came."""
+        return self._connection.fileno()
 
     def flush(self) -> Receipt:
         """Send what is queued and wait for all answers. Raises OutcomeUnknownError where the

@@ -37,6 +37,7 @@ _ABSENT = 0xFFFFFFFF
 _TAG = struct.Struct("<BH")
 _TAG_KEY = 1
 _TAG_HEADERS = 2
+_HEADER_NAME_MAX_BYTES = 0xFFFF
 
 type_headers = tuple[tuple[bytes, bytes], ...]
 
@@ -79,7 +80,11 @@ def encode_records(records: Sequence[Record]) -> tuple[int, bytes]:
 
 
 def encode_headers(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
-    """Pairs of name and value, as bytes."""
+    """Pairs of name and value, as bytes. Raises RecordTooLargeError for a name over 64 KiB."""
+    headers = tuple(headers)
+    longest = max((len(name) for name, _ in headers), default=0)
+    if longest > _HEADER_NAME_MAX_BYTES:
+        raise RecordTooLargeError(f"a header's name of {longest} bytes; at most 65535")
     return b"".join(
         struct.pack("<H", len(name)) + name + struct.pack("<I", len(value)) + value
         for name, value in headers
@@ -213,10 +218,10 @@ def decode_properties(properties: bytes) -> tuple[bytes | None, type_headers]:
 
 
 def _decode_lines(body: bytes, count: int) -> list[bytes]:
-    bodies = body.split(b"\n")
-    if bodies.pop() or len(bodies) != count:
+    # Counted before they are split: 16 MiB of newlines would become objects of 700 MiB.
+    if body.count(b"\n") != count or (body and not body.endswith(b"\n")):
         raise CorruptError(f"a batch of lines does not hold its {count} rows")
-    return bodies
+    return body.split(b"\n")[:-1]
 
 
 def _lengths(view: memoryview, count: int, columns: int) -> tuple[int, ...]:

@@ -337,9 +337,12 @@ ERRORS: dict[str, type[WalError]] = {
 }
 
 
-def error_from_wire(code: str, message: str, hint: str, details: dict[str, Any]) -> WalError:
-    """The error that the other side raised; a code of a newer version becomes a BugError."""
+def error_from_wire(code: str, message: str, hint: str, details: object) -> WalError:
+    """The error that the other side raised; a code of a newer version becomes a BugError.
+
+    The other side is not trusted: details that are no object are dropped."""
     cls = ERRORS.get(code)
-    if cls is None:
-        return BugError(f"{message} [{code}]", hint=hint, **details)
-    return cls(message, hint=hint, **details)
+    error = BugError(f"{message} [{code}]") if cls is None else cls(message)
+    error.hint = hint or error.hint
+    error.details = details if isinstance(details, dict) else {}
+    return error

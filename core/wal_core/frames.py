@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 from wal_core.errors import ProtocolError, WalError, error_from_wire
 from wal_core.limits import FRAME_META_MAX_BYTES, FRAME_PAYLOAD_MAX_BYTES
-from wal_core.message import Message, MessageType
+from wal_core.message import CLIENT_HALF, Message
 
 PROTOCOL_VERSION = 1
 HELLO_MAGIC = b"WALS"
@@ -33,11 +33,13 @@ HELLO = struct.Struct("<4sH")
 HELLO_OK = struct.Struct("<HI")
 OPEN = struct.Struct("<H")
 OPEN_OK = struct.Struct("<IH")
-APPEND = struct.Struct("<QBBHIIHHIQQQqQ")
-"""vchannel, encoding, compression, flags, count, body checksum, properties length, reserved,
-producer epoch, producer id, producer sequence, transaction id, expected offset (-1: any), trace."""
+EXPECT = struct.Struct("<q")
+APPEND_META_SIZE_BYTES = CLIENT_HALF.size + EXPECT.size
+"""An append's meta: the client's half of the batch header (``message``), then the offset that the
+client expects (-1: any). Its body: the batch's properties, then its rows."""
 APPEND_OK = struct.Struct("<qQI")
-"""first offset, tso, count; the frame flag DURABLE says whether it is on stable storage."""
+"""first offset, tso, rows; the frame flag DURABLE says whether it is on stable storage."""
+APPEND_OK_FRAME = struct.Struct(FRAME.format + APPEND_OK.format[1:])
 SUBSCRIBE = struct.Struct("<QBBHQQ")
 """vchannel, where to start (``Start``), where to end (``End``), reserved, start and end value."""
 SUBSCRIBED = struct.Struct("<QQ")
@@ -98,7 +100,7 @@ FLAG_OUTCOME_UNKNOWN = 1
 
 
 class Frame(NamedTuple):
-    """A received frame. ``body`` is only valid as long as its owner says."""
+    """A received frame. Small ones are bytes, large ones views of memory of their own."""
 
     kind: int
     flags: int
@@ -186,8 +188,11 @@ def unpack_hello_ok(frame: Frame) -> Hello:
     version, pid = HELLO_OK.unpack_from(frame.meta)
     if version != PROTOCOL_VERSION:
         raise ProtocolError(f"the daemon speaks protocol {version}, this client {PROTOCOL_VERSION}")
-    node, software, directory = bytes(frame.body).split(b"\n", 2)
-    return Hello(version, pid, directory, node.decode(), software.decode())
+    try:
+        node, software, directory = bytes(frame.body).split(b"\n", 2)
+        return Hello(version, pid, directory, node.decode(), software.decode())
+    except ValueError:
+        raise ProtocolError("the daemon's hello cannot be read") from None
 
 
 def pack_error(request_id: int, error: WalError, *, outcome_unknown: bool = False) -> bytes:
@@ -205,7 +210,7 @@ def unpack_error(frame: Frame) -> WalError:
     try:
         code, message, hint, details = bytes(frame.body).decode("utf-8", "replace").split("\n", 3)
         error = error_from_wire(code, message, hint, json.loads(details))
-    except ValueError:
+    except (ValueError, RecursionError):
         return ProtocolError("an error frame that cannot be read")
     if frame.flags & FLAG_OUTCOME_UNKNOWN:
         error.details["outcome_unknown"] = True
@@ -216,81 +221,14 @@ def _one_line(text: str) -> str:
     return " ".join(text.split("\n"))
 
 
-class Append(NamedTuple):
-    """An append as it crosses the socket: the client's part of the message, and the condition."""
-
-    message: Message
-    expect: int
-
-
 def pack_append(
     request_id: int, message: Message, *, expect: int = -1, buffered: bool = False
 ) -> bytes:
     """Frame header, meta and properties of an append; the message's body must follow."""
-    meta = APPEND.pack(
-        message.vchannel,
-        message.encoding,
-        message.compression,
-        0,
-        message.count,
-        message.body_checksum,
-        len(message.properties),
-        0,
-        message.producer_epoch,
-        message.producer_id,
-        message.producer_sequence,
-        message.txn_id,
-        expect,
-        message.trace_id,
-    )
+    meta = message.client_half + EXPECT.pack(expect)
     length = len(message.properties) + len(message.body)
     flags = FLAG_BUFFERED if buffered else 0
     return frame_head(Kind.APPEND, request_id, meta, length, flags) + message.properties
-
-
-def unpack_append(meta: memoryview | bytes, body: memoryview | bytes) -> Append:
-    """The message and the expected offset. Properties lie before the rows in ``body``."""
-    try:
-        (
-            vchannel,
-            encoding,
-            compression,
-            _,
-            count,
-            body_checksum,
-            properties_length,
-            _,
-            producer_epoch,
-            producer_id,
-            producer_sequence,
-            txn_id,
-            expect,
-            trace_id,
-        ) = APPEND.unpack_from(meta)
-    except struct.error:
-        raise ProtocolError("an append with a meta that is cut off") from None
-    if properties_length > len(body):
-        raise ProtocolError("an append whose properties are longer than its body")
-    properties = b""
-    if properties_length:
-        properties = bytes(body[:properties_length])
-        body = body[properties_length:]
-    message = Message(
-        MessageType.INSERT,
-        vchannel,
-        body,
-        encoding=encoding,
-        compression=compression,
-        count=count,
-        body_checksum=body_checksum,
-        properties=properties,
-        producer_id=producer_id,
-        producer_epoch=producer_epoch,
-        producer_sequence=producer_sequence,
-        txn_id=txn_id,
-        trace_id=trace_id,
-    )
-    return Append(message, expect)
 
 
 def details_of(error: WalError) -> dict[str, Any]:

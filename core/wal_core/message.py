@@ -1,6 +1,7 @@
 """Messages: the entries of a log. A batch is one Insert message that carries many rows.
 
-The header is all that the write path reads. 128 bytes, little-endian, under its own CRC-32C; the
+The header is all that the write path reads. 128 bytes, little-endian, in two halves: what the
+client says crosses the socket and goes to disk byte for byte; what the service gives follows. The
 body stays opaque and carries the producer's CRC-32C. ``docs/format.md`` is the same in prose.
 
 =======  ====  ================  ===================================================================
@@ -13,22 +14,23 @@ offset   size  field             meaning
 7        1     compression       of the body: ``Compression``
 8        2     flags             0; unknown flags survive
 10       2     properties length bytes between header and body
-12       4     count             rows
-16       8     term              ownership under which it was written
-24       8     sequence          of the PChannel, dense
-32       8     tso               the message's timestamp
-40       8     first offset      of the first row in the VChannel; -1: none
-48       8     vchannel          collection id << 16 | shard; 0: the PChannel itself
-56       4     body length
-60       4     body checksum     CRC-32C of the body bytes as they are
-64       8     producer id       0: none
-72       8     producer sequence of the producer in this VChannel
-80       8     transaction id    0: none
-88       8     synced upto       PChannel sequence known durable before this write began
-96       8     last confirmed    PChannel sequence from which a reader sees everything greater
-104      8     position          of the header in its file
-112      8     trace id
-120      4     producer epoch
+12       4     rows              how many the body holds
+16       8     vchannel          collection id << 16 | shard; 0: the PChannel itself
+24       4     body length
+28       4     body checksum     CRC-32C of the body bytes as they are
+32       8     producer id       0: none
+40       8     producer sequence of the producer in this VChannel
+48       4     producer epoch
+52       4     reserved          0
+56       8     transaction id    0: none
+64       8     trace id
+72       8     term              ownership under which it was written
+80       8     sequence          of the PChannel, dense
+88       8     tso               the message's timestamp
+96       8     first offset      of the first row in the VChannel; -1: none
+104      8     synced upto       PChannel sequence known durable before this write began
+112      8     last confirmed    PChannel sequence from which a reader sees everything greater
+120      4     position          of the header in its file
 124      4     header checksum   CRC-32C of bytes 0..123 and the properties, seeded with the CRC-32C
                                  of the segment's identity (term, first sequence)
 =======  ====  ================  ===================================================================
@@ -44,7 +46,9 @@ from wal_core.checksum import crc32c
 
 MAGIC = b"WALB"
 VERSION = 1
-HEADER = struct.Struct("<4sBBBBHHIQQQqQIIQQQQQQQII")
+CLIENT_HALF = struct.Struct("<4sBBBBHHIQIIQQIIQQ")
+SERVICE_HALF = struct.Struct("<QQQqQQI")
+HEADER = struct.Struct(CLIENT_HALF.format + SERVICE_HALF.format[1:] + "I")
 HEADER_SIZE_BYTES = 128
 CHECKSUM_AT = 124
 NO_OFFSET = -1
@@ -111,21 +115,22 @@ class Header(NamedTuple):
     flags: int
     properties_length: int
     rows: int
-    term: int
-    sequence: int
-    tso: int
-    first_offset: int
     vchannel: int
     body_length: int
     body_checksum: int
     producer_id: int
     producer_sequence: int
+    producer_epoch: int
+    reserved: int
     txn_id: int
+    trace_id: int
+    term: int
+    sequence: int
+    tso: int
+    first_offset: int
     synced_upto: int
     last_confirmed: int
     position: int
-    trace_id: int
-    producer_epoch: int
     header_checksum: int
 
     @property
@@ -139,67 +144,79 @@ class Message:
 
     __slots__ = (
         "body",
-        "body_checksum",
-        "compression",
-        "count",
-        "encoding",
+        "client_half",
         "first_offset",
-        "flags",
         "header",
-        "last_confirmed",
-        "producer_epoch",
-        "producer_id",
-        "producer_sequence",
         "properties",
+        "rows",
         "sequence",
-        "trace_id",
+        "size",
         "tso",
-        "txn_id",
         "type",
         "vchannel",
     )
 
     def __init__(
         self,
+        client_half: bytes,
         type: int,
         vchannel: int,
-        body: bytes | bytearray | memoryview = b"",
-        *,
-        encoding: int = Encoding.NONE,
-        compression: int = Compression.NONE,
-        count: int = 0,
-        body_checksum: int | None = None,
-        properties: bytes = b"",
-        producer_id: int = 0,
-        producer_epoch: int = 0,
-        producer_sequence: int = 0,
-        txn_id: int = 0,
-        trace_id: int = 0,
+        rows: int,
+        properties: bytes,
+        body: bytes | bytearray | memoryview,
     ) -> None:
+        """See ``message`` for the way to make one from named fields."""
+        self.client_half = client_half
         self.type = type
         self.vchannel = vchannel
-        self.body = body
-        self.encoding = encoding
-        self.compression = compression
-        self.flags = 0
-        self.count = count
-        self.body_checksum = crc32c(body) if body_checksum is None else body_checksum
+        self.rows = rows
         self.properties = properties
-        self.producer_id = producer_id
-        self.producer_epoch = producer_epoch
-        self.producer_sequence = producer_sequence
-        self.txn_id = txn_id
-        self.trace_id = trace_id
+        self.body = body
+        self.size = HEADER_SIZE_BYTES + len(properties) + len(body)
+        """Bytes that the message takes in a log segment."""
         self.sequence = 0
         self.tso = 0
         self.first_offset = NO_OFFSET
-        self.last_confirmed = 0
         self.header = b""
+        """Header and properties as they stand in the log, once it is written."""
 
-    @property
-    def size(self) -> int:
-        """Bytes that the message takes in a log segment."""
-        return HEADER_SIZE_BYTES + len(self.properties) + len(self.body)
+
+def message(
+    type: int,
+    vchannel: int,
+    body: bytes | bytearray | memoryview = b"",
+    *,
+    encoding: int = Encoding.NONE,
+    compression: int = Compression.NONE,
+    rows: int = 0,
+    properties: bytes = b"",
+    producer_id: int = 0,
+    producer_epoch: int = 0,
+    producer_sequence: int = 0,
+    txn_id: int = 0,
+    trace_id: int = 0,
+) -> Message:
+    """A message as its sender makes it."""
+    half = CLIENT_HALF.pack(
+        MAGIC,
+        VERSION,
+        type,
+        encoding,
+        compression,
+        0,
+        len(properties),
+        rows,
+        vchannel,
+        len(body),
+        crc32c(body),
+        producer_id,
+        producer_sequence,
+        producer_epoch,
+        0,
+        txn_id,
+        trace_id,
+    )
+    return Message(half, type, vchannel, rows, properties, body)
 
 
 def identity_seed(term: int, first_sequence: int) -> int:
@@ -207,39 +224,27 @@ def identity_seed(term: int, first_sequence: int) -> int:
     return crc32c(_IDENTITY.pack(term, first_sequence))
 
 
-def pack_header(message: Message, term: int, position: int, synced_upto: int, seed: int) -> bytes:
-    """Header and properties of a sequenced message, as they stand at ``position`` of a segment."""
-    properties = message.properties
-    head = HEADER.pack(
-        MAGIC,
-        VERSION,
-        message.type,
-        message.encoding,
-        message.compression,
-        message.flags,
-        len(properties),
-        message.count,
+def pack_header(
+    message: Message, term: int, position: int, synced_upto: int, seed: int
+) -> tuple[bytes, bytes]:
+    """Header and properties of a sequenced message, as they stand at ``position`` of a segment;
+    and the header's checksum, 4 bytes, for the running checksum."""
+    sequence = message.sequence
+    head = message.client_half + SERVICE_HALF.pack(
         term,
-        message.sequence,
+        sequence,
         message.tso,
         message.first_offset,
-        message.vchannel,
-        len(message.body),
-        message.body_checksum,
-        message.producer_id,
-        message.producer_sequence,
-        message.txn_id,
         synced_upto,
-        message.last_confirmed,
+        sequence - 1,
         position,
-        message.trace_id,
-        message.producer_epoch,
-        0,
-    )[:CHECKSUM_AT]
-    checksum = crc32c(head, seed)
+    )
+    properties = message.properties
     if properties:
-        checksum = crc32c(properties, checksum)
-    return head + _CHECKSUM.pack(checksum) + properties
+        checksum = _CHECKSUM.pack(crc32c(properties, crc32c(head, seed)))
+        return head + checksum + properties, checksum
+    checksum = _CHECKSUM.pack(crc32c(head, seed))
+    return head + checksum, checksum
 
 
 def unpack_header(data: memoryview | bytes, at: int = 0) -> Header:

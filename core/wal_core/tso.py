@@ -51,12 +51,17 @@ class TsoSource:
 
     def next(self) -> int:
         """A timestamp greater than all before."""
+        return self.take(1)
+
+    def take(self, count: int) -> int:
+        """The first of ``count`` timestamps in a row, all greater than all before."""
         now = self._clock.wall_ms() << LOGICAL_BITS
         if now > self._last:
             now = self._judged(now)
-        # Adding one overflows the logical part into the next millisecond: still increasing.
-        self._last = now if now > self._last else self._last + 1
-        return self._last
+        # Adding overflows the logical part into the next milliseconds: still increasing.
+        first = now if now > self._last else self._last + 1
+        self._last = first + count - 1
+        return first
 
     def _judged(self, now: int) -> int:
         steady = self._wall_start + self._clock.elapsed_ms() - self._elapsed_start

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import gc
 import logging
 import os
 import sys
@@ -31,6 +32,7 @@ def entry() -> int:
         flags = {name: getattr(arguments, name) for name in ("dir", "node", "socket", "log_level")}
         settings = resolve(flags, os.environ, arguments.config)
         logs.set_up(settings["log_level"])
+        _tame_collector()
         node = Node(settings, SystemClock(), takeover=arguments.takeover)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             failure = runner.run(node.run())
@@ -42,6 +44,14 @@ def entry() -> int:
         logging.getLogger("wald").exception("bug")
         return EXIT_BUG
     return EXIT_OK
+
+
+def _tame_collector() -> None:
+    """Messages hold no cycles, and thousands of them wait in the write-ahead buffer: the default
+    thresholds would walk them again and again (5 % of the daemon's time, docs/performance.md)."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 100)
 
 
 def _report(error: WalError) -> int:

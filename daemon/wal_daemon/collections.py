@@ -7,7 +7,7 @@ import zlib
 
 from wal_core.errors import AlreadyExistsError, NotFoundError, UsageError
 from wal_core.limits import SHARDS_MAX
-from wal_core.message import Encoding, Message, MessageType
+from wal_core.message import Encoding, MessageType, message
 from wal_core.names import check_name, vchannel_id
 from wal_daemon.wal.pchannel import PChannel
 from wal_storage.catalog import collections as family
@@ -111,7 +111,7 @@ class Collections:
             pchannel = self._pchannels[(shift + number) % len(self._pchannels)]
             if vchannel not in pchannel.vchannels:
                 await pchannel.append(
-                    Message(
+                    message(
                         MessageType.CREATE_COLLECTION, vchannel, body, encoding=Encoding.MSGPACK
                     )
                 )
@@ -122,7 +122,7 @@ class Collections:
         for shard in shards:
             pchannel = self._pchannels[shard.pchannel]
             if not pchannel.vchannels[shard.vchannel].dropped_tso:
-                await pchannel.append(Message(MessageType.DROP_COLLECTION, shard.vchannel))
+                await pchannel.append(message(MessageType.DROP_COLLECTION, shard.vchannel))
 
     def _mirror_differs(self) -> bool:
         return family.read_all(self._catalog) != self.by_name

@@ -76,7 +76,6 @@ class Node:
         self._directory = DataDirectory(os.fsencode(settings.directory))
         self._disks: list[Disk] = []
         self._progress: dict[int, tuple[int, int]] = {}
-        self._owners: dict[int, PChannel] = {}
         self._readers = ThreadPoolExecutor(2, "reader")
         self._housekeeper = ThreadPoolExecutor(1, "housekeeper")
         self._committers: list[ThreadPoolExecutor] = []
@@ -317,13 +316,11 @@ class Node:
         return frames.pack_hello_ok(self.pid, os.fsencode(self.directory_name), self.name, VERSION)
 
     def pchannel_for_append(self, vchannel: int) -> PChannel:
-        pchannel = self._owners.get(vchannel)
+        self._require_ready()
+        pchannel = self.collections.pchannel_of(vchannel)
         if pchannel is None:
-            self._require_ready()
-            pchannel = self.collections.pchannel_of(vchannel)
-            if pchannel is None:
-                raise NotFoundError(f"there is no VChannel {vchannel}")
-            self._owners[vchannel] = pchannel
+            raise NotFoundError(f"there is no VChannel {vchannel}")
+        self.server.owners[vchannel] = pchannel
         return pchannel
 
     def handle(self, connection: Connection, frame: Frame) -> None:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Protocol, cast
 from wal_core import frames
 from wal_core.errors import ProtocolError, ThrottledError, WalError
 from wal_core.frame_reader import FrameReader
-from wal_core.frames import FRAME, Frame, Kind
+from wal_core.frames import Frame, Kind
 from wal_core.limits import (
     CONNECTION_UNACKNOWLEDGED_MAX_BYTES,
     CONNECTIONS_MAX,
@@ -26,7 +26,7 @@ from wal_core.limits import (
     SEND_BUFFER_HIGH_BYTES,
     UNACKNOWLEDGED_MAX_BYTES,
 )
-from wal_core.message import Message
+from wal_core.message import MessageType
 from wal_daemon.wal.requests import AppendRequest
 from wal_daemon.wal.subscription import Subscription
 from wal_storage.disk import Buffer
@@ -35,6 +35,9 @@ if TYPE_CHECKING:
     from wal_daemon.wal.pchannel import PChannel
 
 log = logging.getLogger("wald.server")
+_APPEND_OK = int(Kind.APPEND_OK)
+_APPEND_OK_SIZE_BYTES = frames.APPEND_OK.size
+_pack_append_ok = frames.APPEND_OK_FRAME.pack
 _CREDENTIALS = struct.Struct("3i")
 
 
@@ -57,6 +60,8 @@ class Server:
     def __init__(self, service: Service) -> None:
         self.service = service
         self.connections: set[Connection] = set()
+        self.owners: dict[int, PChannel] = {}
+        """VChannel → the PChannel that takes its appends; filled as they are asked for."""
         self.unacknowledged = 0
         self.accepted = 0
         self.refused = 0
@@ -79,10 +84,6 @@ class Server:
 
     def satisfied(self, connection: Connection) -> None:
         self._waiting.pop(connection, None)
-
-    def release(self, size: int) -> None:
-        """Bytes of appends that were answered."""
-        self.unacknowledged -= size
 
     def close(self) -> None:
         for connection in tuple(self.connections):
@@ -111,7 +112,7 @@ class Connection(asyncio.BufferedProtocol):
         self._greeted = False
         self._unacknowledged = 0
         self._reading_paused = False
-        self._acknowledgements: list[bytes] = []
+        self._owes = False
         self._subscriptions: dict[int, Subscription] = {}
         self.paused = False
         self.failed_producers: dict[int, WalError] = {}
@@ -156,12 +157,11 @@ class Connection(asyncio.BufferedProtocol):
         return self._reader.buffer()
 
     def buffer_updated(self, nbytes: int) -> None:
+        reader = self._reader
         try:
-            self._reader.received(nbytes)
-            if self._reader.is_waiting:
-                self._server.expect_by(self, FRAME_DEADLINE_SECONDS)
-            elif self._greeted:
-                self._server.satisfied(self)
+            reader.received(nbytes)
+            if reader.waiting is not self._owes:
+                self._note_debt(reader.waiting)
         except WalError as error:
             self.fail(error)
         except Exception:
@@ -170,68 +170,88 @@ class Connection(asyncio.BufferedProtocol):
 
     # -- frames in ---------------------------------------------------------------------------------
 
-    def _dispatch(self, frame: Frame) -> None:
+    def _note_debt(self, owes: bool) -> None:
+        """A frame that has begun must be complete in time, or the connection is cut."""
+        self._owes = owes
+        if owes:
+            self._server.expect_by(self, FRAME_DEADLINE_SECONDS)
+        else:
+            self._server.satisfied(self)
+
+    def _dispatch(
+        self,
+        kind: int,
+        flags: int,
+        request_id: int,
+        meta: memoryview | bytes,
+        body: memoryview | bytes,
+    ) -> None:
+        if kind == Kind.APPEND and self._greeted:
+            self._append(flags, request_id, meta, body)
+            return
         if self._transport is None:
             return
+        frame = Frame(kind, flags, request_id, meta, body)
         if not self._greeted:
             frames.check_hello(frame)
             self._greeted = True
+            self._server.satisfied(self)
             self.send([self._server.service.hello()])
-        elif frame.kind == Kind.APPEND:
-            self._append(frame.flags, frame.request_id, frame.meta, frame.body)
-        else:
-            try:
-                self._server.service.handle(self, frame)
-            except WalError as error:
-                self.send([frames.pack_error(frame.request_id, error)])
+            return
+        try:
+            self._server.service.handle(self, frame)
+        except WalError as error:
+            self.send([frames.pack_error(request_id, error)])
 
     def _append(
         self, flags: int, request_id: int, meta: memoryview | bytes, body: memoryview | bytes
     ) -> None:
-        message, expect = frames.unpack_append(meta, body)
-        size = len(body)
-        self._unacknowledged += size
+        request = AppendRequest(self, request_id, flags & frames.FLAG_BUFFERED != 0, meta, body)
         server = self._server
+        size = request.size
+        self._unacknowledged += size
         server.unacknowledged += size
         if (
             self._unacknowledged > CONNECTION_UNACKNOWLEDGED_MAX_BYTES
             or server.unacknowledged > UNACKNOWLEDGED_MAX_BYTES
         ):
             self._pause_reading()
-        request = AppendRequest(
-            message, self, request_id, expect, bool(flags & frames.FLAG_BUFFERED)
-        )
-        try:
-            pchannel = server.service.pchannel_for_append(message.vchannel)
-        except WalError as error:
+        if request.type != MessageType.INSERT:
+            error = ProtocolError(f"a client may not append messages of type {request.type}")
             self.refuse(request, error, False)
             return
+        pchannel = server.owners.get(request.vchannel)
+        if pchannel is None:
+            try:
+                pchannel = server.service.pchannel_for_append(request.vchannel)
+            except WalError as error:
+                self.refuse(request, error, False)
+                return
         pchannel.submit(request)
 
     # -- answers out -------------------------------------------------------------------------------
 
-    def acknowledge(self, request: AppendRequest) -> bool:
-        message = request.message
-        self._release(message)
-        self._acknowledgements.append(
-            FRAME.pack(20, Kind.APPEND_OK, 0 if request.buffered else 1, 20, request.request_id)
-            + frames.APPEND_OK.pack(message.first_offset, message.tso, message.count)
-        )
-        return len(self._acknowledgements) == 1
+    def acknowledge(self, request: AppendRequest) -> None:
+        self._release(request.size)
+        if self._transport is not None:  # Its writes of one turn of the loop go out as one.
+            self._transport.write(
+                _pack_append_ok(
+                    _APPEND_OK_SIZE_BYTES,
+                    _APPEND_OK,
+                    0 if request.buffered else frames.FLAG_DURABLE,
+                    _APPEND_OK_SIZE_BYTES,
+                    request.request_id,
+                    request.first_offset,
+                    request.tso,
+                    request.rows,
+                )
+            )
 
     def refuse(self, request: AppendRequest, error: WalError, outcome_unknown: bool) -> None:
-        self._release(request.message)
-        if request.message.producer_id:
-            self.failed_producers.setdefault(request.message.producer_id, error)
-        self.flush()
+        self._release(request.size)
+        if request.producer_id:
+            self.failed_producers.setdefault(request.producer_id, error)
         self.send([frames.pack_error(request.request_id, error, outcome_unknown=outcome_unknown)])
-
-    def flush(self) -> None:
-        """Send the acknowledgements that have gathered."""
-        if self._acknowledgements:
-            parts, self._acknowledgements = self._acknowledgements, []
-            if self._transport is not None:
-                self._transport.write(parts[0] if len(parts) == 1 else b"".join(parts))
 
     def send(self, buffers: Sequence[Buffer]) -> None:
         if self._transport is not None:
@@ -239,7 +259,6 @@ class Connection(asyncio.BufferedProtocol):
 
     def fail(self, error: WalError) -> None:
         """Say why, and hang up."""
-        self.flush()
         self.send([frames.pack_error(0, error)])
         self.close()
 
@@ -248,17 +267,16 @@ class Connection(asyncio.BufferedProtocol):
             self._transport.close()
             self._transport = None
 
-    def _release(self, message: Message) -> None:
-        size = len(message.body) + len(message.properties)
+    def _release(self, size: int) -> None:
+        """Bytes of an append that is answered are held no more."""
         self._unacknowledged -= size
-        self._server.release(size)
-        if (
-            self._reading_paused
-            and self._unacknowledged * 2 < CONNECTION_UNACKNOWLEDGED_MAX_BYTES
-            and self._transport is not None
+        self._server.unacknowledged -= size
+        if self._reading_paused and (
+            self._unacknowledged * 2 < CONNECTION_UNACKNOWLEDGED_MAX_BYTES
         ):
             self._reading_paused = False
-            self._transport.resume_reading()
+            if self._transport is not None:
+                self._transport.resume_reading()
 
     def _pause_reading(self) -> None:
         if not self._reading_paused and self._transport is not None:

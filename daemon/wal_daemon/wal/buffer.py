@@ -3,31 +3,45 @@
 A tailing reader is served from here without touching a file. Offsets of a VChannel are dense, so
 one number tells whether a reader's next row is here, is still to come, or must be read from the
 log: no gap and no repeat can arise when it moves from one to the other.
+
+It is kept by commit group, so that a commit pays for the group and not for each of its batches.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from wal_core.limits import WRITE_AHEAD_BUFFER_BYTES, WRITE_AHEAD_BUFFER_SECONDS
-from wal_core.message import NO_OFFSET, Message, MessageType
+from wal_core.message import Message
 from wal_storage.log.format import SegmentId
 
 
-class Entry(NamedTuple):
-    """A confirmed batch of rows, as it lies in its segment."""
+class _Group(NamedTuple):
+    time: float
+    size: int
+    vchannels: tuple[int, ...]
 
-    first_offset: int
-    end_offset: int
+
+class Rows(NamedTuple):
+    """Batches of one VChannel that lie in one segment, in order of their offsets."""
+
     segment: SegmentId
-    header: bytes
-    body: bytes | bytearray | memoryview
+    batches: Sequence[Message]
+
+    @property
+    def first_offset(self) -> int:
+        return self.batches[0].first_offset
+
+    @property
+    def end_offset(self) -> int:
+        last = self.batches[-1]
+        return last.first_offset + last.rows
 
 
 class WriteAheadBuffer:
-    """Bounded in bytes and in age; the oldest batches go first, whatever their VChannel."""
+    """Bounded in bytes and in age; the oldest groups go first, whatever their VChannels."""
 
     def __init__(
         self,
@@ -38,77 +52,72 @@ class WriteAheadBuffer:
         self._monotonic = monotonic
         self._capacity = capacity
         self._keep_seconds = keep_seconds
-        self._rows: dict[int, deque[Entry]] = {}
-        self._order: deque[tuple[float, int, int]] = deque()
-        """(time, VChannel, bytes) of each entry, oldest first."""
+        self._rows: dict[int, deque[Rows]] = {}
+        self._groups: deque[_Group] = deque()
         self.size = 0
         self.hits = 0
         self.misses = 0
 
-    def add(self, messages: Sequence[Message], segment: SegmentId) -> None:
-        """Batches that were just confirmed, in the order of the log."""
-        now = self._monotonic()
-        for message in messages:
-            if message.type != MessageType.INSERT or message.first_offset == NO_OFFSET:
-                continue
-            first = message.first_offset
-            vchannel = message.vchannel
-            entries = self._rows.get(vchannel)
-            if entries is None:
-                entries = self._rows[vchannel] = deque()
-            entries.append(
-                Entry(first, first + message.count, segment, message.header, message.body)
-            )
-            size = message.size
-            self._order.append((now, vchannel, size))
-            self.size += size
+    def add(self, rows: Mapping[int, Sequence[Message]], segment: SegmentId, size: int) -> None:
+        """A group that was just confirmed: its batches of rows by VChannel, its bytes."""
+        for vchannel, batches in rows.items():
+            kept = self._rows.get(vchannel)
+            if kept is None:
+                kept = self._rows[vchannel] = deque()
+            kept.append(Rows(segment, batches))
+        self._groups.append(_Group(self._monotonic(), size, tuple(rows)))
+        self.size += size
         if self.size > self._capacity:
             self._evict(float("-inf"))
 
-    def read(self, vchannel: int, offset: int, limit: int) -> list[Entry] | None:
+    def read(self, vchannel: int, offset: int, limit: int) -> Rows | None:
         """Batches from the one that holds ``offset`` on, about ``limit`` bytes of one segment.
 
-        None: that row is older than the buffer (or it holds nothing of the VChannel)."""
-        entries = self._rows.get(vchannel)
-        if not entries or entries[0].first_offset > offset:
+        None: that row is older than the buffer, which must be behind the log's end."""
+        kept = self._rows.get(vchannel)
+        if not kept or kept[0].first_offset > offset:
             self.misses += 1
             return None
-        found: list[Entry] = []
-        for entry in reversed(entries):  # A tailing reader wants the last few.
-            if entry.end_offset <= offset:
-                break
-            found.append(entry)
-        found.reverse()
         self.hits += 1
-        return _within(found, limit)
+        newer: list[Rows] = []
+        for rows in reversed(kept):  # A tailing reader wants the last one or two.
+            if rows.end_offset <= offset:
+                break
+            newer.append(rows)
+        segment = newer[-1].segment
+        found: list[Message] = []
+        size = 0
+        for rows in reversed(newer):
+            if rows.segment != segment:
+                break
+            for batch in rows.batches:
+                if batch.first_offset + batch.rows <= offset:
+                    continue
+                if found and size + batch.size > limit:
+                    return Rows(segment, found)
+                found.append(batch)
+                size += batch.size
+        return Rows(segment, found)
 
     def expire(self) -> float | None:
         """Drop what is too old. Returns the seconds after which to call again; None when empty."""
         now = self._monotonic()
         self._evict(now - self._keep_seconds)
-        return self._order[0][0] + self._keep_seconds - now if self._order else None
+        return self._groups[0].time + self._keep_seconds - now if self._groups else None
 
     def clear(self) -> None:
         """Forget everything: after the log was reopened."""
         self._rows.clear()
-        self._order.clear()
+        self._groups.clear()
         self.size = 0
 
     def _evict(self, before: float) -> None:
-        order = self._order
-        while order and (self.size > self._capacity or order[0][0] < before):
-            _, vchannel, size = order.popleft()
-            entries = self._rows[vchannel]
-            entries.popleft()
-            if not entries:
-                del self._rows[vchannel]
-            self.size -= size
-
-
-def _within(entries: list[Entry], limit: int) -> list[Entry]:
-    size = 0
-    for number, entry in enumerate(entries):
-        size += len(entry.header) + len(entry.body)
-        if size > limit or entry.segment != entries[0].segment:
-            return entries[: max(number, 1)]
-    return entries
+        groups = self._groups
+        while groups and (self.size > self._capacity or groups[0].time < before):
+            group = groups.popleft()
+            for vchannel in group.vchannels:
+                kept = self._rows[vchannel]
+                kept.popleft()
+                if not kept:
+                    del self._rows[vchannel]
+            self.size -= group.size

@@ -33,15 +33,15 @@ from wal_core.limits import (
     GROUP_MAX_BYTES,
     MARK_DELAY_SECONDS,
 )
-from wal_core.message import Compression, Encoding, Message, MessageType
+from wal_core.message import Compression, Encoding, Message, MessageType, message
 from wal_core.tso import TsoSource
 from wal_daemon.wal.buffer import WriteAheadBuffer
-from wal_daemon.wal.requests import ANY_OFFSET, AppendRequest, FutureReplies
+from wal_daemon.wal.requests import ANY_OFFSET, NOBODY, AppendRequest, FutureReplies, own_request
 from wal_storage.state import VChannelState, decode_create
 from wal_storage.walstore.base import Recovered, WalStorage
 
-_ROW_ENCODINGS = frozenset((Encoding.LINES, Encoding.LEN32, Encoding.COLUMNS))
-_COMPRESSIONS = frozenset(Compression)
+_ROW_ENCODINGS = frozenset(map(int, (Encoding.LINES, Encoding.LEN32, Encoding.COLUMNS)))
+_COMPRESSIONS = frozenset(map(int, Compression))
 log = logging.getLogger("wald.pchannel")
 
 
@@ -74,6 +74,7 @@ class PChannel:
         self._on_failure = on_failure
         self._loop = asyncio.get_running_loop()
         self._queue: deque[AppendRequest] = deque()
+        self._queued_bytes = 0
         self._busy = False
         self._idle_since = 0.0
         self._mark_timer: asyncio.TimerHandle | None = None
@@ -127,6 +128,7 @@ class PChannel:
             request.replies.refuse(request, self.closed, False)
             return
         self._queue.append(request)
+        self._queued_bytes += request.size
         if not self._busy:
             self._busy = True
             self._idle.clear()
@@ -135,7 +137,7 @@ class PChannel:
     async def append(self, message: Message) -> Message:
         """Append a message of the daemon itself and wait until it is confirmed."""
         replies = FutureReplies(self._loop)
-        self.submit(AppendRequest(message, replies))
+        self.submit(own_request(message, replies))
         return await replies.future
 
     async def drain(self) -> None:
@@ -160,8 +162,8 @@ class PChannel:
         if not group:
             self._rest()
             return
-        buffered = any(request.buffered for request in group)
-        if size <= GROUP_INLINE_MAX_BYTES and not buffered and self.wal.has_room(size):
+        inline = size <= GROUP_INLINE_MAX_BYTES and self.wal.has_room(size)
+        if inline and not any(request.buffered for request in group):
             self._finish(self._write(group, size))
         else:
             future = self._loop.run_in_executor(self._committer, self._write, group, size)
@@ -169,14 +171,21 @@ class PChannel:
 
     def _take_group(self) -> tuple[list[AppendRequest], int]:
         queue = self._queue
-        group: list[AppendRequest] = []
+        size = self._queued_bytes
+        if size <= GROUP_MAX_BYTES and len(queue) <= GROUP_MAX_BATCHES:
+            group = list(queue)
+            queue.clear()
+            self._queued_bytes = 0
+            return group, size
+        group = []
         size = 0
         while queue and len(group) < GROUP_MAX_BATCHES:
-            size += queue[0].message.size
-            if size > GROUP_MAX_BYTES and group:
-                size -= queue[0].message.size
+            if group and size + queue[0].size > GROUP_MAX_BYTES:
                 break
-            group.append(queue.popleft())
+            request = queue.popleft()
+            size += request.size
+            group.append(request)
+        self._queued_bytes -= size
         return group, size
 
     def _write(self, group: list[AppendRequest], size: int) -> Outcome:
@@ -194,7 +203,7 @@ class PChannel:
                 early = [request for request in written if request.buffered]
                 if early:  # Only asked for with `--ack buffered`, and only in the thread.
                     self._loop.call_soon_threadsafe(self._acknowledge, early)
-                self.wal.append([request.message for request in written])
+                self.wal.append(written)
         except WalError as error:
             return _failed(group, written, refused, error)
         except OSError as error:
@@ -214,33 +223,27 @@ class PChannel:
         state = self._state
         vchannels = state.vchannels
         sequence = state.next_sequence
-        next_tso = self._tso.next
+        tso = self._tso.take(len(group))
         for request in group:
-            message = request.message
-            error = None
-            if message.type == MessageType.INSERT:
-                vchannel = vchannels.get(message.vchannel)
-                if vchannel is None or vchannel.dropped_tso:
-                    error = _no_collection(vchannel)
-                else:
-                    error = _problem(request, vchannel)
-            if error is not None:
-                request.replies.failed_producers.setdefault(message.producer_id, error)
-                refused.append((request, error))
-                continue
-            message.sequence = sequence
-            message.last_confirmed = sequence - 1
-            message.tso = tso = next_tso()
-            if message.type == MessageType.INSERT:
+            vchannel = vchannels.get(request.vchannel)
+            if request.type == MessageType.INSERT:
+                error = _problem(request, vchannel)
+                if error is not None:
+                    request.replies.failed_producers.setdefault(request.producer_id, error)
+                    refused.append((request, error))
+                    continue
                 assert vchannel is not None
-                message.first_offset = vchannel.next_offset
-                vchannel.next_offset += message.count
+                request.first_offset = offset = vchannel.next_offset
+                vchannel.next_offset = offset + request.rows
                 vchannel.last_tso = tso
-            elif message.type == MessageType.CREATE_COLLECTION:
-                state.create(message.vchannel, decode_create(bytes(message.body)), tso)
-            elif message.type == MessageType.DROP_COLLECTION:
-                state.drop(message.vchannel, tso)
+            elif request.type == MessageType.CREATE_COLLECTION:
+                state.create(request.vchannel, decode_create(bytes(request.body)), tso)
+            elif request.type == MessageType.DROP_COLLECTION:
+                state.drop(request.vchannel, tso)
+            request.sequence = sequence
+            request.tso = tso
             sequence += 1
+            tso += 1
             written.append(request)
         state.next_sequence = sequence
         state.tso = self._tso.last
@@ -259,35 +262,35 @@ class PChannel:
             self._rest()
 
     def _confirm(self, requests: list[AppendRequest]) -> None:
-        messages = []
-        touched = set()
-        offsets = self.next_offsets
-        rows = size = 0
+        rows: dict[int, list[Message]] = {}
+        size = 0
         for request in requests:
-            message = request.message
-            messages.append(message)
-            if message.type == MessageType.INSERT:
-                vchannel = message.vchannel
-                offsets[vchannel] = message.first_offset + message.count
-                touched.add(vchannel)
-                rows += message.count
-                size += len(message.body)
-            elif message.type == MessageType.CREATE_COLLECTION:
-                offsets[message.vchannel] = 0
+            size += request.size
+            if request.type == MessageType.INSERT:
+                batches = rows.get(request.vchannel)
+                if batches is None:
+                    rows[request.vchannel] = [request]
+                else:
+                    batches.append(request)
+            elif request.type == MessageType.CREATE_COLLECTION:
+                self.next_offsets[request.vchannel] = 0
+        for vchannel, batches in rows.items():
+            end = batches[-1].first_offset + batches[-1].rows
+            self.rows += end - batches[0].first_offset
+            self.next_offsets[vchannel] = end
         self.batches += len(requests)
-        self.rows += rows
         self.bytes += size
-        self.buffer.add(messages, self.wal.tip_id)
-        self._unproven = messages[-1].type != MessageType.MARK
+        self._unproven = requests[-1].type != MessageType.MARK
+        self.buffer.add(rows, self.wal.tip_id, size)
         self._acknowledge([request for request in requests if not request.buffered])
-        for vchannel in touched:
+        for vchannel in rows:
             for wake in tuple(self.listeners.get(vchannel, ())):
                 wake()
 
     def _acknowledge(self, requests: list[AppendRequest]) -> None:
-        waiting = [one.replies for one in requests if one.replies.acknowledge(one)]
-        for replies in waiting:
-            replies.flush()
+        for request in requests:
+            request.replies.acknowledge(request)
+            request.replies = NOBODY
 
     def _fail(self, outcome: Outcome) -> None:
         failure = outcome.failure
@@ -320,7 +323,7 @@ class PChannel:
         if left > 0.001:
             self._mark_timer = self._loop.call_later(left, self._mark)
             return
-        self.submit(AppendRequest(Message(MessageType.MARK, 0), FutureReplies(self._loop)))
+        self.submit(own_request(message(MessageType.MARK, 0), NOBODY))
 
 
 def _failed(
@@ -341,21 +344,23 @@ def _no_collection(vchannel: VChannelState | None) -> WalError:
     return NotFoundError(f"no such collection: {what}")
 
 
-def _problem(request: AppendRequest, vchannel: VChannelState) -> WalError | None:
+def _problem(request: AppendRequest, vchannel: VChannelState | None) -> WalError | None:
     """Why an append of rows is refused, if it is."""
-    message = request.message
-    if message.producer_id in request.replies.failed_producers and message.producer_id:
-        return request.replies.failed_producers[message.producer_id]
-    if request.expect != ANY_OFFSET and request.expect != vchannel.next_offset:
+    if vchannel is None or vchannel.dropped_tso:
+        return _no_collection(vchannel)
+    failed = request.replies.failed_producers
+    if failed and request.producer_id in failed and request.producer_id:
+        return failed[request.producer_id]
+    if request.expect not in (ANY_OFFSET, vchannel.next_offset):
         return ExpectationFailedError(
             f"offset {request.expect} was expected, the next one is {vchannel.next_offset}",
             expected=request.expect,
             next=vchannel.next_offset,
         )
-    if crc32c(message.body) != message.body_checksum:
+    if crc32c(request.body) != request.body_checksum:
         return BadInputError("the checksum of the batch does not hold: damaged on its way")
-    if message.encoding not in _ROW_ENCODINGS or message.compression not in _COMPRESSIONS:
-        return BadInputError(f"rows in encoding {message.encoding}/{message.compression}")
-    if not 0 < message.count <= BATCH_RECORDS_MAX:
-        return BadInputError(f"a batch of {message.count} rows")
+    if request.encoding not in _ROW_ENCODINGS or request.compression not in _COMPRESSIONS:
+        return BadInputError(f"rows in encoding {request.encoding}/{request.compression}")
+    if not 0 < request.rows <= BATCH_RECORDS_MAX:
+        return BadInputError(f"a batch of {request.rows} rows")
     return None

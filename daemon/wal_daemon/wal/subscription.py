@@ -67,16 +67,16 @@ class Subscription:
             if self._offset >= self._pchannel.next_offsets.get(self._vchannel, 0):
                 return
             buffer = self._pchannel.buffer
-            entries = buffer.read(self._vchannel, self._offset, SCAN_CHUNK_BYTES)
-            if entries is None:
+            rows = buffer.read(self._vchannel, self._offset, SCAN_CHUNK_BYTES)
+            if rows is None:
                 self._read_log()
                 return
             self._drop_scanner()
             parts: list[Buffer] = []
-            for entry in entries:
-                parts.append(entry.header)
-                parts.append(entry.body)
-            self._send(entries[0].segment, parts, entries[-1].end_offset)
+            for batch in rows.batches:
+                parts.append(batch.header)
+                parts.append(batch.body)
+            self._send(rows.segment, parts, rows.end_offset)
 
     def close(self) -> None:
         """Stop; nothing is sent any more."""

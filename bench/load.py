@@ -1,0 +1,124 @@
+"""A load generator for appends: many connections, a few requests in flight on each.
+
+The counterpart of ``redis-benchmark``: one process, epoll, frames made beforehand. Every answer is
+checked: each offset comes once, and in the end they are dense.
+"""
+
+from __future__ import annotations
+
+import select
+import socket
+import struct
+import time
+from collections.abc import Iterable
+
+from bench.results import Latencies, quantiles
+from wal_client.endpoint import connect_socket
+from wal_client.sync import connect
+from wal_core import frames
+from wal_core.message import Encoding, MessageType, message
+from wal_core.names import vchannel_id
+
+_ANSWER_BYTES = frames.FRAME_SIZE_BYTES + frames.APPEND_OK.size
+_FIRST_OFFSET = struct.Struct("<q")
+
+
+class LoadResult:
+    """Requests a second, latencies in seconds, and the offsets that came back."""
+
+    def __init__(self, seconds: float, latencies: list[float], offsets: list[int]) -> None:
+        self.rate = len(latencies) / seconds
+        self.latencies: Latencies = quantiles(latencies)
+        self.offsets = offsets
+
+    def verify(self, first: int) -> None:
+        """Every append got an offset of its own, without holes."""
+        if sorted(self.offsets) != list(range(first, first + len(self.offsets))):
+            raise AssertionError("offsets are not dense")
+
+
+def run(
+    directory: str,
+    collection: str,
+    *,
+    connections: int,
+    requests: int,
+    size: int,
+    pipeline: int = 1,
+) -> LoadResult:
+    """``requests`` appends of one record of ``size`` bytes, ``pipeline`` in flight on each of
+    ``connections`` sockets."""
+    with connect(directory) as client:
+        opened = client.open(collection, create=True)
+        path = client.endpoint.socket
+        first = client.call("describe", name=collection)["shards"][0]["next"]
+    frame = _append_frame(vchannel_id(opened.id, 0), b"x" * size)
+    sockets = [_greeted(path) for _ in range(connections)]
+    started = time.perf_counter()
+    latencies, offsets = _drive(sockets, frame, requests, pipeline)
+    result = LoadResult(time.perf_counter() - started, latencies, offsets)
+    for sock in sockets:
+        sock.close()
+    result.verify(first)
+    return result
+
+
+def _append_frame(vchannel: int, body: bytes) -> bytes:
+    row = message(MessageType.INSERT, vchannel, body + b"\n", encoding=Encoding.LINES, rows=1)
+    return frames.pack_append(1, row) + bytes(row.body)
+
+
+def _greeted(path: str) -> socket.socket:
+    sock = connect_socket(path, 10.0)
+    sock.sendall(frames.pack_hello())
+    sock.recv(4096)
+    sock.setblocking(False)
+    return sock
+
+
+def _drive(
+    sockets: Iterable[socket.socket], frame: bytes, requests: int, pipeline: int
+) -> tuple[list[float], list[int]]:
+    poller = select.epoll()
+    by_fd = {}
+    for sock in sockets:
+        poller.register(sock.fileno(), select.EPOLLIN)
+        by_fd[sock.fileno()] = sock
+    clock = time.perf_counter
+    sent_at: dict[int, list[float]] = {}
+    partial: dict[int, bytes] = {}
+    left = requests
+    for fd, sock in by_fd.items():
+        sent_at[fd] = []
+        for _ in range(min(pipeline, left)):
+            left -= 1
+            sock.sendall(frame)
+            sent_at[fd].append(clock())
+    latencies: list[float] = []
+    offsets: list[int] = []
+    unpack = _FIRST_OFFSET.unpack_from
+    while len(latencies) < requests:
+        for fd, _ in poller.poll():
+            sock = by_fd[fd]
+            data = sock.recv(65536)
+            if fd in partial:
+                data = partial.pop(fd) + data
+            now = clock()
+            whole = len(data) // _ANSWER_BYTES
+            waiting = sent_at[fd]
+            for number in range(whole):
+                at = number * _ANSWER_BYTES
+                if data[at + 4] != frames.Kind.APPEND_OK:
+                    raise AssertionError(f"refused: {data[at:]!r}")
+                offsets.append(unpack(data, at + frames.FRAME_SIZE_BYTES)[0])
+                latencies.append(now - waiting[number])
+            del waiting[:whole]
+            if len(data) % _ANSWER_BYTES:
+                partial[fd] = data[whole * _ANSWER_BYTES :]
+            again = min(whole, left)
+            if again:
+                left -= again
+                sock.send(frame * again if again > 1 else frame)
+                waiting += [clock()] * again
+    poller.close()
+    return latencies, offsets
