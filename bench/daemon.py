@@ -1,4 +1,4 @@
-"""A daemon of this project for a benchmark, and what the kernel says of it."""
+"""A daemon process for benchmarks and crash tests, and what the kernel says of it."""
 
 from __future__ import annotations
 
@@ -12,44 +12,61 @@ from pathlib import Path
 
 from wal_client.endpoint import Endpoint
 from wal_client.sync import Client
-from wal_core.errors import NotReadyError, UnreachableError
+from wal_core.errors import NotReadyError, TimedOutError, UnreachableError
 
 BIN = Path(sys.executable).parent
 
 
 class Daemon:
-    """``wald`` on a folder of its own."""
+    """``wald`` on a folder, with further arguments at each start."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *arguments: str) -> None:
         self.folder = folder
         self.log = folder.with_suffix(".log")
         self.ready_seconds = 0.0
-        self.start()
+        self.start(*arguments)
 
-    def start(self) -> None:
+    def start(self, *arguments: str) -> None:
         """Start, and measure the time until a request is served."""
         started = time.perf_counter()
-        with self.log.open("ab") as log:
-            self._process = subprocess.Popen(
-                [BIN / "wald", "--dir", str(self.folder)], stderr=log, stdout=log
-            )
+        self.spawn(*arguments)
         while True:
             try:
-                with self.client() as client:
+                # A stopped former owner may still listen; it never answers.
+                with self.client(timeout=0.5) as client:
                     client.call("bounds")
-                break
-            except (UnreachableError, NotReadyError, OSError):
+                    if client.hello.pid == self.pid:
+                        break
+            except (UnreachableError, NotReadyError, TimedOutError, OSError):
                 if self._process.poll() is not None:
                     raise RuntimeError(self.log.read_text()) from None
                 time.sleep(0.002)
         self.ready_seconds = time.perf_counter() - started
 
+    def spawn(self, *arguments: str) -> None:
+        """Start without waiting."""
+        with self.log.open("ab") as log:
+            self._process = subprocess.Popen(
+                [BIN / "wald", "--dir", str(self.folder), *arguments], stderr=log, stdout=log
+            )
+
     @property
     def pid(self) -> int:
         return self._process.pid
 
-    def client(self) -> Client:
-        return Client(Endpoint(str(self.folder / "wald.sock")))
+    def signal(self, number: int) -> None:
+        self._process.send_signal(number)
+
+    def poll(self) -> int | None:
+        """The exit status, once it has ended."""
+        return self._process.poll()
+
+    def wait(self, seconds: float) -> int:
+        """The exit status. Raises subprocess.TimeoutExpired."""
+        return self._process.wait(seconds)
+
+    def client(self, timeout: float = 30.0) -> Client:
+        return Client(Endpoint(str(self.folder / "wald.sock")), timeout=timeout)
 
     def segments(self) -> list[Path]:
         return sorted(self.folder.glob("pchannels/*/*.seg"))

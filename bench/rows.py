@@ -51,7 +51,7 @@ def rotate(rounds: int, *works: Callable[[], float]) -> list[list[float]]:
 
 def pipe_append(bench: Bench) -> Iterator[Row]:
     """100-byte lines from a pipe through ``wal append``, beside raw write + fdatasync."""
-    source = Path("/dev/shm/wal-bench-lines")  # noqa: S108
+    source = Path("/dev/shm/wal-bench-lines")
     lines = bench.pipe_bytes // len(LINE)
     with source.open("wb") as file:
         for _ in range(lines // 10000):

@@ -1,1 +1,1 @@
-"""The command line: what `wal` and `walctl` run."""
+"""The command line: ``wal``. Data on stdout, everything else on stderr."""

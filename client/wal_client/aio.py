@@ -189,7 +189,7 @@ class AsyncClient:
                 if first is None or last is None:
                     continue
                 request_id = self.next_id()
-                shard = ShardReader(vchannel_id(opened.id, number), first, last)
+                shard = ShardReader(vchannel_id(opened.id, number), first, last, collection)
                 shards[request_id] = shard
                 protocol.queues[request_id] = queue
                 await protocol.send([shard.request(request_id)])

@@ -21,6 +21,8 @@ from wal_core.frames import Frame, Kind
 from wal_core.message import Compression, Encoding, MessageType, message
 from wal_core.names import vchannel_id
 
+_Buffer = bytes | bytearray | memoryview
+
 
 class Opened(NamedTuple):
     """A collection as the daemon described it."""
@@ -118,6 +120,12 @@ class Batcher:
         return self.encoded(
             request_id, encoding, body, len(records), tag=tag, shard=shard, expect=expect
         )
+
+    def bodies(self, request_id: int, bodies: Sequence[bytes]) -> list[_Buffer]:
+        """A frame of rows without keys of their own. Raises RecordTooLargeError, nothing sent."""
+        codec.check_record_size(max(map(len, bodies)))
+        encoding, body = codec.encode_bodies(bodies)
+        return self.encoded(request_id, encoding, body, len(bodies))
 
     def encoded(
         self,

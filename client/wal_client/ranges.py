@@ -73,6 +73,7 @@ class RowBatch:
         "_body",
         "_skip",
         "_take",
+        "collection",
         "count",
         "encoding",
         "first",
@@ -81,7 +82,16 @@ class RowBatch:
         "tso",
     )
 
-    def __init__(self, header: Header, properties: bytes, body: memoryview, skip: int, take: int):
+    def __init__(
+        self,
+        collection: str,
+        header: Header,
+        properties: bytes,
+        body: memoryview,
+        skip: int,
+        take: int,
+    ) -> None:
+        self.collection = collection
         self.shard = split_vchannel_id(header.vchannel)[1]
         self.tso = header.tso
         self.encoding = header.encoding
@@ -122,8 +132,9 @@ class RowBatch:
 class ShardReader:
     """One shard of a tail: makes its requests and cuts what comes to the rows asked for."""
 
-    def __init__(self, vchannel: int, start: From, until: Until) -> None:
+    def __init__(self, vchannel: int, start: From, until: Until, collection: str) -> None:
         self.vchannel = vchannel
+        self._collection = collection
         self.next_offset: int | None = None
         """The offset behind the last row delivered, once the first answer is known."""
         self.done = False
@@ -136,13 +147,19 @@ class ShardReader:
         """Whether it waits for rows that are not there yet."""
         return self._until.kind in (End.NEVER, End.FOLLOW_OFFSET)
 
+    @property
+    def is_complete(self) -> bool:
+        """Whether all rows have come, though no answer said so yet."""
+        if self._end is None or self.next_offset is None:
+            return False
+        return self.next_offset >= self._end
+
     def request(self, request_id: int) -> bytes:
         """A SUBSCRIBE frame: the first one, or one that resumes where a lost connection ended."""
         start = self._start if self.next_offset is None else from_offset(self.next_offset)
         until = self._until
         if self.next_offset is not None and self._end is not None:
-            last = max(self._end, self.next_offset, 1) - 1
-            until = until_offset(last, follow=True)
+            until = until_offset(self._end - 1, follow=True)
         meta = frames.SUBSCRIBE.pack(
             self.vchannel, start.kind, until.kind, 0, start.value, until.value
         )
@@ -196,4 +213,4 @@ class ShardReader:
         if stop <= self.next_offset:
             return None
         self.next_offset = stop
-        return RowBatch(header, properties, body, skip, stop - first - skip)
+        return RowBatch(self._collection, header, properties, body, skip, stop - first - skip)

@@ -20,7 +20,14 @@ from wal_client.receipts import Ack, Receipt
 from wal_core import frames
 from wal_core.batch import Record, type_headers
 from wal_core.clock import Clock, SystemClock, sleep
-from wal_core.errors import NotReadyError, ProtocolError, TimedOutError, UnreachableError, WalError
+from wal_core.errors import (
+    NotFoundError,
+    NotReadyError,
+    ProtocolError,
+    TimedOutError,
+    UnreachableError,
+    WalError,
+)
 from wal_core.frame_reader import FrameReader
 from wal_core.frames import Frame, Hello, Kind
 from wal_core.limits import BATCH_TARGET_BYTES, CLIENT_WINDOW_BYTES
@@ -45,6 +52,12 @@ class Connection:
             self.send([frames.pack_hello()])
             self.hello: Hello = frames.unpack_hello_ok(self.receive())
             endpoint.check(self.hello)
+        except TimeoutError:
+            self.close()
+            raise TimedOutError(f"{endpoint.socket}: no answer to the hello in time") from None
+        except OSError as error:  # It stops just now.
+            self.close()
+            raise UnreachableError(f"{endpoint.socket}: the daemon hung up ({error})") from None
         except BaseException:
             self.close()
             raise
@@ -135,17 +148,25 @@ class Client:
     def next_id(self) -> int:
         return next(self._ids) & 0xFFFFFFFF
 
+    def deadline(self) -> float | None:
+        """When the timeout that begins now is over; None: never. For ``is_over``."""
+        return None if self._timeout is None else self._clock.monotonic() + self._timeout
+
+    def is_over(self, deadline: float | None) -> bool:
+        """Whether a ``deadline`` has passed."""
+        return deadline is not None and self._clock.monotonic() >= deadline
+
     def request(self, make: Callable[[int], bytes]) -> Frame:
         """Send one request and return its answer. Waits while the node is not ready.
 
         Only for requests that may be repeated. Raises the daemon's error, UnreachableError,
         NotReadyError, TimedOutError."""
-        deadline = None if self._timeout is None else self._clock.monotonic() + self._timeout
+        deadline = self.deadline()
         while True:
             try:
                 return self._request_once(make)
             except NotReadyError:
-                if deadline is not None and self._clock.monotonic() >= deadline:
+                if self.is_over(deadline):
                     raise
                 sleep(_POLL_SECONDS)
 
@@ -343,7 +364,7 @@ class Producer:
         self._size = 0
         if self._bodies:
             bodies, self._bodies = self._bodies, []
-            self._send(self._batcher.records(self._client.next_id(), list(map(Record, bodies))))
+            self._send(self._batcher.bodies(self._client.next_id(), bodies))
         keyed, self._keyed = self._keyed, {}
         for shard, records in keyed.items():
             self.records(records, shard=shard)
@@ -388,33 +409,58 @@ class Producer:
 
 
 class Tail:
-    """Rows of a collection. Survives a lost connection: it subscribes again at the next offset."""
+    """Rows of one or more collections. Survives a lost connection: it waits until the daemon is
+    back, as long as the client's timeout, and subscribes again at the next offsets.
+
+    Needs the client's connection for itself while it runs."""
 
     def __init__(
         self,
         client: Client,
         collection: str,
-        start: From | Mapping[int, From],
-        until: Until | Mapping[int, Until],
+        start: From | Mapping[int, From] = EARLIEST,
+        until: Until | Mapping[int, Until] = NOW,
     ) -> None:
+        """With a mapping only the shards are read that it names. Raises NotFoundError."""
         self._client = client
-        self._opened = client.open(collection)
+        self._collections: list[Opened] = []
         self.shards: list[ShardReader] = []
-        for number in range(len(self._opened.vchannels)):
+        self._requests: dict[int, ShardReader] = {}
+        self.add(collection, start, until)
+
+    def add(
+        self,
+        collection: str,
+        start: From | Mapping[int, From] = EARLIEST,
+        until: Until | Mapping[int, Until] = NOW,
+    ) -> None:
+        """Another collection, before the iteration begins. Raises NotFoundError."""
+        opened = self._client.open(collection)
+        self._collections.append(opened)
+        count = len(opened.vchannels)
+        for given in (start, until):
+            if isinstance(given, Mapping) and max(given, default=0) >= count:
+                raise NotFoundError(
+                    f"collection {collection!r} has no shard {max(given)}; it has {count}",
+                    hint=f"wal collection describe {collection}",
+                )
+        for number in range(count):
             first = start if isinstance(start, From) else start.get(number)
             last = until if isinstance(until, Until) else until.get(number)
             if first is not None and last is not None:
-                vchannel = vchannel_id(self._opened.id, number)
-                self.shards.append(ShardReader(vchannel, first, last))
-        self._requests: dict[int, ShardReader] = {}
+                vchannel = vchannel_id(opened.id, number)
+                self.shards.append(ShardReader(vchannel, first, last, collection))
 
     def __iter__(self) -> Iterator[RowBatch]:
-        self._subscribe()
+        try:
+            self._subscribe()
+        except OSError:
+            self._resume()
         while any(not shard.done for shard in self.shards):
             try:
                 frame = self._client.connection.receive()
             except TimeoutError:
-                continue
+                raise TimedOutError("the daemon did not answer in time") from None
             except OSError:
                 self._resume()
                 continue
@@ -427,10 +473,13 @@ class Tail:
     def _take(self, frame: Frame) -> Iterator[RowBatch]:
         shard = self._requests.get(frame.request_id)
         if frame.kind == Kind.ERROR:
-            raise frames.unpack_error(frame)
-        if shard is None:
+            error = frames.unpack_error(frame)
+            if not isinstance(error, NotReadyError):
+                raise error
+            self._resume()
+        elif shard is None:
             return
-        if frame.kind == Kind.SUBSCRIBED:
+        elif frame.kind == Kind.SUBSCRIBED:
             shard.subscribed(frame)
         elif frame.kind == Kind.BATCHES:
             yield from shard.batches(frame)
@@ -452,9 +501,24 @@ class Tail:
             connection.set_timeout(None)
 
     def _resume(self) -> None:
-        self._client.close()
-        self._client.open(self._opened.name)  # Waits until the node is ready again.
-        self._subscribe()
+        deadline = self._client.deadline()
+        while True:
+            self._client.close()
+            try:
+                for opened in self._collections:
+                    if self._client.open(opened.name).id != opened.id:
+                        raise NotFoundError(f"collection {opened.name!r} was dropped meanwhile")
+                for shard in self.shards:
+                    shard.done = shard.done or shard.is_complete
+                self._subscribe()
+                return
+            except UnreachableError as error:
+                failure = error
+            except OSError as error:
+                failure = UnreachableError(f"the daemon hung up ({error})")
+            if self._client.is_over(deadline):
+                raise failure
+            sleep(_POLL_SECONDS)
 
 
 def connect(

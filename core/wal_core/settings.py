@@ -38,6 +38,15 @@ SETTINGS: dict[str, Setting] = {
 }
 
 
+_BOUNDS: dict[str, tuple[float, float]] = {
+    "timeout": (0, 1e9),
+    "pchannels": (1, 1024),
+    "segment_size": (4096, 1 << 31),  # Positions in a segment are u32 (docs/format.md).
+    "buffer_size": (0, 1 << 40),
+}
+"""Least and most of a number; nan is within none."""
+
+
 class Value(NamedTuple):
     value: Any
     origin: str
@@ -80,7 +89,7 @@ def resolve(
     files = [(path, _read_file(path)) for path in config_files(environment, config)]
     for name, setting in SETTINGS.items():
         values[name] = _resolve_one(name, setting, flags, environment, files)
-    check_name(values["node"].value, "node")
+    _check_values(values)
     if values["dir"].value is None:
         values["dir"] = Value(default_directory(environment), "default")
     directory = os.path.abspath(values["dir"].value)
@@ -145,6 +154,16 @@ def _resolve_one(
         if name in found:
             return Value(_convert(name, setting, found[name], path), path)
     return Value(setting.default, "default")
+
+
+def _check_values(values: Mapping[str, Value]) -> None:
+    check_name(values["node"].value, "node")
+    if values["dir"].value == "":  # An unset variable in a script; not the current directory.
+        raise ConfigError(f"dir is empty (from {values['dir'].origin})")
+    for name, (least, most) in _BOUNDS.items():
+        value, origin = values[name]
+        if not least <= value <= most:
+            raise ConfigError(f"{name} = {value} is not in {least}..{most} (from {origin})")
 
 
 def _convert(name: str, setting: Setting, value: Any, origin: str) -> Any:

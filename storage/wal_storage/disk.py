@@ -36,7 +36,13 @@ class Disk:
         return os.listdir(self._folder)
 
     def exists(self, name: str) -> bool:
-        return os.access(name, os.F_OK, dir_fd=self._folder, follow_symlinks=False)
+        """Whether the folder has this name. Raises OSError where that cannot be known: fencing
+        rests on a "no" from here, and ``access`` says "no" to an I/O error as well."""
+        try:
+            os.stat(name, dir_fd=self._folder, follow_symlinks=False)
+        except FileNotFoundError:
+            return False
+        return True
 
     def open_read(self, name: str) -> int:
         return os.open(name, _READ, dir_fd=self._folder)

@@ -43,11 +43,18 @@ class Term:
         self._file = file
         self.number = number
         self._successor = term_name(number + 1)
+        self._pid = os.getpid()
+
+    @property
+    def is_mine(self) -> bool:
+        """Whether this process took the term. A forked child shares its lock and descriptors, and
+        its writes would land in the segment of the parent."""
+        return os.getpid() == self._pid
 
     def is_current(self) -> bool:
         """Whether nobody took over. The one check that stands between fdatasync and every
-        acknowledgement; 0.3 us."""
-        return not self._disk.exists(self._successor)
+        acknowledgement; 2 us. Raises OSError where the folder cannot be asked."""
+        return self.is_mine and not self._disk.exists(self._successor)
 
     def release(self) -> None:
         """Give the lock up; the number stays used."""
@@ -67,27 +74,31 @@ def acquire(
         if highest and not takeover:
             _require_free(disk, highest, what)
         number = max(highest, seen) + 1
-        file = _create(disk, clock, node, number)
-        try:
-            disk.link(_temporary(number), term_name(number))
-        except FileExistsError:
-            file.close()  # Another taker was faster; look again at who holds what now.
-            continue
-        finally:
-            with contextlib.suppress(FileNotFoundError):
-                disk.unlink(_temporary(number))
-        disk.sync_folder()
+        with contextlib.ExitStack() as undo:
+            file = undo.enter_context(_create(disk, number))
+            undo.callback(_remove, disk, _temporary(number))
+            _fill(disk, file, node, clock)
+            try:
+                disk.link(_temporary(number), term_name(number))
+            except FileExistsError:
+                continue  # Another taker was faster; look again at who holds what now.
+            _remove(disk, _temporary(number))
+            disk.sync_folder()
+            undo.pop_all()
         failpoint("term-created")
         return Term(disk, number, file)
 
 
 def holder(disk: Disk, term: int) -> dict[str, Any]:
-    """Who took a term: node, pid, since. Empty where the file cannot be read."""
+    """Who took a term: node, pid, since. Empty where the file cannot be read: it is information,
+    nothing rests on it."""
     try:
         value = json.loads(disk.read_all(term_name(term)))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
-    return value if isinstance(value, dict) else {}
+    if not isinstance(value, dict):
+        return {}
+    return {key: value[key] for key in ("node", "pid", "since") if key in value}
 
 
 def held(disk: Disk, term: int) -> bool:
@@ -118,11 +129,18 @@ def _require_free(disk: Disk, term: int, what: str) -> None:
     )
 
 
-def _create(disk: Disk, clock: Clock, node: str, number: int) -> IO[bytes]:
-    fd = disk.create(_temporary(number))
-    file = os.fdopen(fd, "r+b")
+def _create(disk: Disk, number: int) -> IO[bytes]:
+    return os.fdopen(disk.create(_temporary(number)), "r+b")
+
+
+def _fill(disk: Disk, file: IO[bytes], node: str, clock: Clock) -> None:
+    """Lock a term's file before it has its name, and say in it who took it."""
     portalocker.lock(file, portalocker.LockFlags.EXCLUSIVE | portalocker.LockFlags.NON_BLOCKING)
     who = {"node": node, "pid": os.getpid(), "since": rfc3339(clock.wall_ms())}
-    disk.write(fd, [json.dumps(who).encode() + b"\n"], 0)
-    disk.sync(fd)
-    return file
+    disk.write(file.fileno(), [json.dumps(who).encode() + b"\n"], 0)
+    disk.sync(file.fileno())
+
+
+def _remove(disk: Disk, name: str) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        disk.unlink(name)

@@ -6,12 +6,11 @@ that opens each segment. Replay of a log and life after it end in equal states; 
 
 from __future__ import annotations
 
-import struct
 from typing import Any
 
 import msgspec
 
-from wal_core.errors import CorruptError
+from wal_core.errors import CorruptError, FormatError
 from wal_core.message import NO_OFFSET, Header, MessageType
 from wal_core.names import split_vchannel_id
 
@@ -86,8 +85,12 @@ class ChannelState:
         """Raises CorruptError for a body that is no snapshot."""
         try:
             snapshot = _decode_snapshot(body)
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise CorruptError(f"a snapshot that cannot be read: {error}") from None
+        if snapshot.v != SNAPSHOT_VERSION:
+            raise FormatError(
+                f"a snapshot of format {snapshot.v}; this version reads {SNAPSHOT_VERSION}"
+            )
         state = cls()
         state.next_sequence = snapshot.next_sequence
         state.tso = snapshot.tso
@@ -103,6 +106,8 @@ class ChannelState:
         elif header.type == MessageType.CREATE_COLLECTION:
             self.create(header.vchannel, decode_create(body), header.tso)
         elif header.type == MessageType.DROP_COLLECTION:
+            if header.vchannel not in self.vchannels:
+                raise CorruptError(f"a drop of VChannel {header.vchannel}, which was never created")
             self.drop(header.vchannel, header.tso)
 
     def create(self, vchannel: int, what: CreateCollection, tso: int) -> VChannelState:
@@ -134,5 +139,5 @@ def encode_create(what: CreateCollection) -> bytes:
 def decode_create(body: memoryview | bytes) -> CreateCollection:
     try:
         return _decode_create(body)
-    except (msgspec.DecodeError, struct.error) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise CorruptError(f"a CreateCollection that cannot be read: {error}") from None

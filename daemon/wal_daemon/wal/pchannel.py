@@ -26,6 +26,7 @@ from wal_core.errors import (
     NotReadyError,
     WalError,
 )
+from wal_core.failpoints import failpoint
 from wal_core.limits import (
     BATCH_RECORDS_MAX,
     GROUP_INLINE_MAX_BYTES,
@@ -323,6 +324,7 @@ class PChannel:
         if left > 0.001:
             self._mark_timer = self._loop.call_later(left, self._mark)
             return
+        failpoint("mark-before-write")
         self.submit(own_request(message(MessageType.MARK, 0), NOBODY))
 
 

@@ -6,6 +6,7 @@ gave wrong data silently. Write transactions are short and never span an await.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import struct
 from collections.abc import Iterator, Mapping
@@ -26,21 +27,28 @@ _GROWTH_MAX_BYTES = 1 << 34
 class LmdbCatalog:
     """One environment in a folder of its own. Several daemons of one host may share it."""
 
-    def __init__(self, path: bytes, map_size: int = CATALOG_MAP_BYTES) -> None:
-        os.makedirs(path, mode=0o750, exist_ok=True)
+    def __init__(
+        self, path: bytes, map_size: int = CATALOG_MAP_BYTES, *, readonly: bool = False
+    ) -> None:
+        """``readonly``: touch nothing, not even the lock file. Only while no daemon runs."""
+        name = os.fsdecode(path)
         try:
-            self._env = lmdb.open(os.fsdecode(path), map_size=map_size, mode=0o600, max_readers=512)
+            if readonly:
+                self._env = lmdb.open(name, readonly=True, lock=False)
+                return
+            os.makedirs(path, mode=0o750, exist_ok=True)
+            self._env = lmdb.open(name, map_size=map_size, mode=0o600, max_readers=512)
             self._env.reader_check()  # Slots of killed processes would pin old pages for ever.
         except lmdb.Error as error:
             raise CorruptError(f"the catalog cannot be opened: {error}") from None
 
     def get(self, key: bytes) -> bytes | None:
-        with self._env.begin() as txn:
+        with _typed(), self._env.begin() as txn:
             stored = txn.get(key)
         return None if stored is None else _checked(key, stored)
 
     def range(self, prefix: bytes) -> Iterator[tuple[bytes, bytes]]:
-        with self._env.begin() as txn, txn.cursor() as cursor:
+        with _typed(), self._env.begin() as txn, txn.cursor() as cursor:
             found = []
             if cursor.set_range(prefix):
                 for key, stored in cursor:
@@ -88,6 +96,14 @@ class LmdbCatalog:
         if size > _GROWTH_MAX_BYTES:
             raise IoFailureError("the catalog is full")
         self._env.set_mapsize(size)
+
+
+@contextlib.contextmanager
+def _typed() -> Iterator[None]:
+    try:
+        yield
+    except lmdb.Error as error:
+        raise CorruptError(f"the catalog cannot be read: {error}") from None
 
 
 def _checked(key: bytes, stored: bytes) -> bytes:

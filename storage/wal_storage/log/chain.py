@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import NamedTuple
 
+from wal_core.checksum import crc32c
 from wal_core.errors import CorruptError
 from wal_core.message import HEADER_SIZE_BYTES as BATCH_HEADER_SIZE_BYTES
 from wal_core.message import Header, MessageType, header_is_valid, identity_seed, unpack_header
@@ -128,6 +129,12 @@ def read_chain(disk: Disk) -> Chain:
         log_start = log_start or segment.header.log_start
         if at == log_start:
             break
+        if segment.header.predecessor.id >= at:
+            raise CorruptError(
+                f"{at.file_name}: offset 0: its predecessor is not older",
+                file=at.file_name,
+                offset=0,
+            )
         at = segment.header.predecessor.id
         valid_length = segment.header.predecessor.valid_length
     segments.reverse()
@@ -166,6 +173,13 @@ def read_opening(disk: Disk, id: SegmentId) -> ChannelState:
         body = disk.read(fd, header.body_length, HEADER_SIZE_BYTES + BATCH_HEADER_SIZE_BYTES)
     finally:
         os.close(fd)
+    # The snapshot was fsynced before the segment got its name: it can be damaged, never torn.
+    if len(body) != header.body_length or crc32c(body) != header.body_checksum:
+        raise CorruptError(
+            f"{name}: offset {HEADER_SIZE_BYTES}: the opening snapshot's checksum fails",
+            file=name,
+            offset=HEADER_SIZE_BYTES,
+        )
     return opening_state(bytes(body), id)
 
 

@@ -147,8 +147,8 @@ def unpack_footer(data: memoryview) -> Footer | None:
     if len(data) < TRAILER_SIZE_BYTES:
         return None
     trailer = bytes(data[-TRAILER_SIZE_BYTES:])
-    magic, valid_length, sequence, running, size, body_checksum, checksum = _TRAILER.unpack(trailer)
-    if magic != _FOOTER_MAGIC or crc32c(trailer[:-4]) != checksum:
+    magic, valid_length, sequence, running, size, body_checksum, _ = _TRAILER.unpack(trailer)
+    if magic != _FOOTER_MAGIC or not trailer_is_whole(trailer):
         return None
     body = data[-TRAILER_SIZE_BYTES - size : -TRAILER_SIZE_BYTES]
     if len(body) != size or crc32c(body) != body_checksum:
@@ -163,6 +163,11 @@ def footer_size(trailer: bytes) -> int:
     if len(trailer) != TRAILER_SIZE_BYTES or trailer[:8] != _FOOTER_MAGIC:
         return 0
     return int(_TRAILER.unpack(trailer)[4]) + TRAILER_SIZE_BYTES
+
+
+def trailer_is_whole(trailer: bytes) -> bool:
+    """Whether the checksum of a footer's trailer holds."""
+    return bool(_U32.pack(crc32c(trailer[:-4])) == trailer[-4:])
 
 
 def advance_running(running: int, batch_header: bytes | memoryview) -> int:

@@ -13,7 +13,12 @@ from typing import NamedTuple
 from wal_core.errors import CorruptError
 from wal_core.failpoints import failpoint
 from wal_storage.disk import Disk
-from wal_storage.log.format import TRAILER_SIZE_BYTES, SegmentId, footer_size
+from wal_storage.log.format import (
+    TRAILER_SIZE_BYTES,
+    SegmentId,
+    footer_size,
+    trailer_is_whole,
+)
 from wal_storage.log.scan import ScanEnd, data_end, later_proof
 
 BROKEN_SUFFIX = ".broken"
@@ -42,11 +47,12 @@ def judge_tail(data: memoryview, id: SegmentId, end: ScanEnd) -> Tail:
 
     Raises CorruptError where something behind the bad record proves that it was durable once."""
     name = id.file_name
-    footer = footer_size(bytes(data[-TRAILER_SIZE_BYTES:]))
-    if footer:
-        if end.valid_length != len(data) - footer:
-            raise damage(name, end)
+    trailer = bytes(data[-TRAILER_SIZE_BYTES:])
+    footer = footer_size(trailer)
+    if footer and end.valid_length == len(data) - footer:
         return Tail(0, sealed=True)
+    if footer and trailer_is_whole(trailer):
+        raise damage(name, end)  # It was sealed, so all of it was durable. A torn footer is cut.
     last = data_end(data, end.valid_length)
     if last > end.valid_length and later_proof(data, end.valid_length, id, end.next_sequence):
         raise damage(name, end)

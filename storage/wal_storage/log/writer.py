@@ -11,21 +11,23 @@ import errno
 import os
 from collections.abc import Sequence
 
-from wal_core.errors import DiskFullError
+from wal_core.checksum import crc32c
+from wal_core.errors import BugError, DiskFullError
 from wal_core.failpoints import failpoint
-from wal_core.limits import DISK_RESERVE_BYTES, SEGMENT_SIZE_MIN_BYTES
-from wal_core.message import Message, MessageType, identity_seed, pack_header
+from wal_core.limits import DISK_RESERVE_BYTES, INDEX_INTERVAL_BYTES, SEGMENT_SIZE_MIN_BYTES
+from wal_core.message import Encoding, Message, MessageType, identity_seed, message, pack_header
 from wal_storage.disk import Buffer, Disk
 from wal_storage.log.format import (
     HEADER_SIZE_BYTES,
     Footer,
     SegmentHeader,
-    advance_running,
     pack_footer,
     pack_segment_header,
 )
 from wal_storage.log.index import SparseIndex
 
+_JOIN_MAX_BYTES = 1 << 18
+"""Up to here one copy costs less than the kernel's walk over many buffers."""
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -45,13 +47,9 @@ def prepare(disk: Disk, name: str, size: int, needed: int, reserve: int) -> Prep
     """
     while True:
         if disk.free_bytes() - size >= reserve:
-            fd = disk.create(name)
             try:
-                disk.allocate(fd, size)
-                return Prepared(fd, name, size)
+                return _allocate(disk, name, size)
             except OSError as error:
-                os.close(fd)
-                disk.unlink(name)
                 if error.errno not in _NO_SPACE:
                     raise
         if size <= max(needed, SEGMENT_SIZE_MIN_BYTES):
@@ -60,6 +58,17 @@ def prepare(disk: Disk, name: str, size: int, needed: int, reserve: int) -> Prep
                 f"{reserve} of them are kept for recovery"
             )
         size = max(size // 2, needed, SEGMENT_SIZE_MIN_BYTES)
+
+
+def _allocate(disk: Disk, name: str, size: int) -> Prepared:
+    fd = disk.create(name)
+    try:
+        disk.allocate(fd, size)
+    except OSError:
+        os.close(fd)
+        disk.unlink(name)
+        raise
+    return Prepared(fd, name, size)
 
 
 def reserve_bytes(disk: Disk) -> int:
@@ -79,6 +88,7 @@ class SegmentWriter:
         self.header = header
         self.id = header.id
         self.capacity = prepared.capacity
+        self.failed = False
         self.index = SparseIndex()
         self.running = header.predecessor.running
         self._seed = identity_seed(*header.id)
@@ -109,58 +119,75 @@ class SegmentWriter:
     def append(self, messages: Sequence[Message]) -> None:
         """One write and one fdatasync for the whole group. After an OSError the segment is final:
         it must not be written or synced again."""
+        if self.failed:
+            raise BugError(f"{self.id.file_name}: an append after a failed one")
         start = self.position
         buffers = self._pack(messages, self.durable_sequence)
         failpoint("append-before-write")
-        self._disk.write(self._fd, buffers, start)
-        failpoint("append-after-write")
-        self._disk.sync_data(self._fd)
+        try:
+            self._disk.write(self._fd, buffers, start)
+            failpoint("append-after-write")
+            self._disk.sync_data(self._fd)
+        except OSError:
+            self.failed = True
+            raise
         failpoint("append-after-sync")
 
     def seal(self) -> None:
-        """Write the footer and give back the space behind it."""
+        """Write the footer and give back the space behind it. After a failure: only close."""
+        if self.failed:
+            self.close()
+            return
         footer = Footer(self.position, self.next_sequence, self.running, self.index.entries())
         data = pack_footer(footer)
         failpoint("seal-before-footer")
-        self._disk.write(self._fd, [data], self.position)
-        self._disk.truncate(self._fd, self.position + len(data))
-        self._disk.sync(self._fd)
+        try:
+            self._disk.write(self._fd, [data], self.position)
+            self._disk.truncate(self._fd, self.position + len(data))
+            self._disk.sync(self._fd)
+        finally:
+            self.close()
         failpoint("seal-after-footer")
-        self.close()
 
     def close(self) -> None:
-        with contextlib.suppress(OSError):
-            os.close(self._fd)
+        """May be called twice: the number of a closed descriptor soon names another file."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            with contextlib.suppress(OSError):
+                os.close(fd)
 
     def _pack(self, messages: Sequence[Message], synced_upto: int) -> list[Buffer]:
         """Headers and bodies of a group, and the tip moved behind them."""
         buffers: list[Buffer] = []
         add = buffers.append
-        note = self.index.add
+        checksums: list[bytes] = []
         position = self.position
-        running = self.running
         term = self.id.term
         seed = self._seed
-        for message in messages:
-            head = pack_header(message, term, position, synced_upto, seed)
-            message.header = head
-            note(message.vchannel, message.first_offset, message.tso, position, message.sequence)
-            running = advance_running(running, head)
-            body = message.body
-            position += len(head) + len(body)
+        indexed = None
+        for one in messages:
+            head, checksum = pack_header(one, term, position, synced_upto, seed)
+            one.header = head
+            if one.vchannel != indexed or one.size >= INDEX_INTERVAL_BYTES // 2:
+                indexed = one.vchannel
+                self.index.add(indexed, one.first_offset, one.tso, position, one.sequence)
+            checksums.append(checksum)
             add(head)
-            if body:
-                add(body)
+            if one.body:
+                add(one.body)
+            position += one.size
+        size = position - self.position
         self.position = position
-        self.running = running
+        self.running = crc32c(b"".join(checksums), self.running)
         self.next_sequence = messages[-1].sequence + 1
+        if size <= _JOIN_MAX_BYTES:
+            return [b"".join(buffers)]
         return buffers
 
 
 def snapshot_message(body: bytes, sequence: int, tso: int) -> Message:
     """The message that opens a segment."""
-    message = Message(MessageType.SNAPSHOT, 0, body)
-    message.sequence = sequence
-    message.tso = tso
-    message.last_confirmed = sequence - 1
-    return message
+    opening = message(MessageType.SNAPSHOT, 0, body, encoding=Encoding.MSGPACK)
+    opening.sequence = sequence
+    opening.tso = tso
+    return opening

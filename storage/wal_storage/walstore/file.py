@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future
 
 from wal_core.clock import Clock
-from wal_core.errors import FencedError, WalError
+from wal_core.errors import BugError, FencedError, WalError
 from wal_core.failpoints import failpoint
 from wal_core.limits import SEGMENT_SIZE_BYTES
 from wal_core.message import Header, Message
@@ -73,10 +73,15 @@ class FileWal:
         self._segment_size = segment_size
         self._term = fence.acquire(disk, clock, node, what, takeover=takeover, seen=seen)
         self.term = self._term.number
-        self._mark = TsoMark(disk)
+        try:
+            self._mark = TsoMark(disk, self.term)
+        except (OSError, WalError):
+            self._term.release()
+            raise
         self._tip: SegmentWriter | None = None
         self._prepared: Future[Prepared] | None = None
         self._preparations = 0
+        self._closed = False
         self._seals: list[Future[None]] = []
         self.void: list[SegmentId] = []
         self.segments: list[Segment] = []
@@ -165,7 +170,14 @@ class FileWal:
             self._pchannel, id, self._predecessor(), self._log_start(id), self._clock.wall_ms()
         )
         failpoint("rotate-before-link")
-        old, self._tip = self._tip, SegmentWriter(self._disk, prepared, header, opening)
+        try:
+            tip = SegmentWriter(self._disk, prepared, header, opening)
+        except OSError:
+            os.close(prepared.fd)
+            if not self.is_current():  # The new owner has swept the file away from under it.
+                raise self._fenced() from None
+            raise
+        old, self._tip = self._tip, tip
         if not self.is_current():
             raise self._fenced()
         state.next_sequence += 1
@@ -181,6 +193,8 @@ class FileWal:
 
     def append(self, messages: Sequence[Message]) -> None:
         tip = self.tip
+        if not self._term.is_mine:
+            raise BugError("a forked child appends to the log of its parent")
         tip.append(messages)
         if not self._term.is_current():
             raise self._fenced()
@@ -260,7 +274,11 @@ class FileWal:
     # -- closing -----------------------------------------------------------------------------------
 
     def close(self, *, seal: bool) -> None:
-        """End the ownership. ``seal``: a clean stop, which writes the tip's footer."""
+        """End the ownership. ``seal``: a clean stop, which writes the tip's footer. A second call
+        does nothing."""
+        if self._closed:
+            return
+        self._closed = True
         if self._prepared is not None:
             with contextlib.suppress(WalError, OSError):
                 prepared = self._prepared.result()
@@ -269,9 +287,11 @@ class FileWal:
         for future in self._seals:
             with contextlib.suppress(OSError):
                 future.result()
-        if self._tip is not None:
-            if seal and self.is_current():
-                self._tip.seal()
-            else:
-                self._tip.close()
-        self._term.release()
+        try:
+            if self._tip is not None:
+                if seal and self.is_current():
+                    self._tip.seal()
+                else:
+                    self._tip.close()
+        finally:
+            self._term.release()

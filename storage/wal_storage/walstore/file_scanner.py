@@ -10,6 +10,7 @@ from wal_core.errors import CorruptError
 from wal_core.limits import SCAN_CHUNK_BYTES
 from wal_core.message import (
     HEADER_SIZE_BYTES,
+    Header,
     MessageType,
     header_is_valid,
     identity_seed,
@@ -111,6 +112,8 @@ class FileScanner:
         size = min(SCAN_CHUNK_BYTES, limit - start)
         while True:
             data = memoryview(self._disk.read(fd, size, start)).toreadonly()
+            if len(data) < size:
+                limit = start + len(data)  # The file was cut short: no use in asking again.
             runs, missing = self._split(data, start, limit)
             if not missing:
                 return runs
@@ -131,13 +134,11 @@ class FileScanner:
         while length - at >= HEADER_SIZE_BYTES:
             header = unpack_header(data, at)
             end = at + header.size
-            if not header_is_valid(data, at, header, self._seed):
-                if length - at < 1 << 17 and start + length < limit:
-                    break  # Its properties may be cut off by the end of the chunk.
-                self._spoil(id, start + at, "the header's checksum fails")
-                break
-            if header.position != start + at or header.sequence != sequence:
-                self._spoil(id, start + at, f"sequence {header.sequence}, {sequence} is due")
+            problem = _header_problem(data, at, header, self._seed, start + at, sequence)
+            if problem:
+                # Its properties may be cut off by the end of the chunk.
+                if length - at >= 1 << 17 or start + length == limit:
+                    self._spoil(id, start + at, problem)
                 break
             if end > length:
                 if start + end > limit:
@@ -165,3 +166,13 @@ class FileScanner:
     def _spoil(self, id: format.SegmentId, offset: int, problem: str) -> None:
         name = id.file_name
         self._damage = CorruptError(f"{name}: offset {offset}: {problem}", file=name, offset=offset)
+
+
+def _header_problem(
+    data: memoryview, at: int, header: Header, seed: int, position: int, sequence: int
+) -> str:
+    if not header_is_valid(data, at, header, seed):
+        return "the header's checksum fails"
+    if header.position != position or header.sequence != sequence:
+        return f"sequence {header.sequence} where {sequence} is due"
+    return ""

@@ -1,0 +1,1 @@
+"""Faults: what the disk, the machine and other owners do to a log."""

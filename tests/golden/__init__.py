@@ -1,0 +1,1 @@
+"""Logs of every released format, and a reader that knows only the documentation."""

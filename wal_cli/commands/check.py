@@ -1,0 +1,183 @@
+"""`wal check` and `wal dump`: look at the files themselves."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated, Any
+
+import typer
+
+from wal_cli import offline
+from wal_cli.context import Context
+from wal_cli.offline import Bound, Report
+from wal_cli.options import with_context
+from wal_cli.render import Progress, print_json, size_text
+from wal_client.sync import Client
+from wal_core.clock import SystemClock
+from wal_core.errors import (
+    EXIT_CHECK_FAILED,
+    EXIT_CORRUPT,
+    EXIT_OK,
+    UnreachableError,
+    UsageError,
+)
+
+
+@with_context()
+def check(
+    context: Context,
+    deep: Annotated[
+        bool, typer.Option("--deep", help="Read every batch of every segment.")
+    ] = False,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Accept torn tails that were cut (asks).")
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+) -> int:
+    """Check checksums, chain, offsets and catalog.
+
+    Works with and without a daemon. Exit status 0: all is well; 1: something to look at; 5: corruption. Changes nothing, except
+    that --repair takes your word for records that were cut off and possibly acknowledged."""
+    directory = offline.open_directory(context.settings.directory)
+    if repair:
+        _confirm(yes)
+        for name in offline.accept_cuts(directory):
+            print(f"accepted {name}", file=sys.stderr)
+    progress = Progress(SystemClock(), "checking", offline.bytes_to_read(directory))
+    client = _daemon(context)
+    try:
+        report = offline.check_logs(
+            directory, deep=deep, bounds=_bounds(client), advance=progress.advance
+        )
+        if client is None:
+            offline.check_catalog(directory, report)
+        elif len(report.states) == len(directory.pchannels()):
+            offline.compare_collections(report, _listed(client), "the daemon")
+    finally:
+        progress.close()
+        if client is not None:
+            client.close()
+    _print_report(context, report)
+    if any(problem.is_corruption for problem in report.problems):
+        return EXIT_CORRUPT
+    return EXIT_CHECK_FAILED if report.problems else EXIT_OK
+
+
+@with_context()
+def dump(
+    context: Context,
+    file: Annotated[str, typer.Argument(metavar="FILE", show_default=False)],
+) -> int:
+    """Print a log segment in readable form.
+
+    Needs no daemon. Exit status 5 where the segment is damaged."""
+    status = EXIT_OK
+    pieces = []
+    for piece in offline.dump(file):
+        if piece["kind"] == "end" and piece["what"] == "damaged":
+            status = EXIT_CORRUPT
+        if context.output == "json":
+            pieces.append(piece)
+        elif context.output == "ndjson":
+            print_json(piece)
+        else:
+            _print_piece(piece)
+    if context.output == "json":
+        print_json(_as_one(pieces))
+    return status
+
+
+def _confirm(yes: bool) -> None:
+    if yes:
+        return
+    if sys.stdin is None or not sys.stdin.isatty():
+        raise UsageError("--repair takes a confirmation", hint="wal check --repair --yes")
+    question = "accept that the cut records, possibly acknowledged, are lost? [y/N] "
+    print(question, end="", file=sys.stderr, flush=True)
+    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+        raise UsageError("nothing was accepted", hint="answer y, or give --yes")
+
+
+def _daemon(context: Context) -> Client | None:
+    try:
+        return context.client(autostart=False)
+    except UnreachableError:
+        return None
+
+
+def _bounds(client: Client | None) -> dict[int, Bound] | None:
+    if client is None:
+        return None
+    return {one["pchannel"]: Bound(one["tip"], one["position"]) for one in client.call("bounds")}
+
+
+def _listed(client: Client) -> dict[str, dict[int, int]]:
+    """Collections that the daemon has now. Rows may have come since the logs were read, so no
+    offsets are asked for."""
+    return {
+        one["collection"]: {int(shard["id"]): 0 for shard in one["shards"]}
+        for one in client.call("list")
+    }
+
+
+def _print_report(context: Context, report: Report) -> None:
+    if context.json:
+        print_json(report.as_json())
+        return
+    for kind, file, offset, problem in report.problems:
+        place = file if offset is None else f"{file}: offset {offset}"
+        print(f"{kind}: {place}: {problem}" if place else f"{kind}: {problem}")
+    print(
+        f"{'ok' if not report.problems else f'{len(report.problems)} problems'}  "
+        f"segments {report.segments}  batches {report.batches}  rows {report.rows}  "
+        f"{size_text(report.bytes)}"
+    )
+    if any(problem.kind == "cut" for problem in report.problems):
+        print("  try: wal check --repair --yes   once you have accepted the cuts", file=sys.stderr)
+
+
+def _as_one(pieces: list[dict[str, Any]]) -> dict[str, Any]:
+    """The pieces under their kinds; ``batches`` is a list."""
+    one: dict[str, Any] = {"header": None, "snapshot": None, "batches": [], "footer": None}
+    for piece in pieces:
+        kind = piece.pop("kind")
+        if kind == "batch":
+            one["batches"].append(piece)
+        else:
+            one[kind] = piece
+    return one
+
+
+def _print_piece(piece: dict[str, Any]) -> None:
+    kind = piece.pop("kind")
+    if kind == "batch":
+        print(_batch_line(piece))
+        return
+    vchannels = piece.pop("vchannels", [])
+    words = [f"{name} {value}" for name, value in piece.items() if value not in (None, "")]
+    print(f"{kind}  {'  '.join(words)}")
+    for one in vchannels:
+        dropped = "  dropped" if one["dropped_tso"] else ""
+        print(
+            f"  vchannel {one['vchannel']}  {one['collection']} shard {one['shard']} of "
+            f"{one['shards']}  first {one['first']}  next {one['next']}{dropped}"
+        )
+
+
+def _batch_line(batch: dict[str, Any]) -> str:
+    words = [
+        f"{batch['position']}",
+        batch["type"],
+        f"seq {batch['sequence']}",
+        f"tso {batch['tso']}",
+        batch["time"],
+    ]
+    if batch["vchannel"] != "0":
+        words.append(f"vchannel {batch['vchannel']}")
+    if batch["first"] is not None:
+        words.append(f"offsets {batch['first']}..{batch['last']}")
+    words += [f"rows {batch['rows']}", f"{batch['encoding']} {batch['body_bytes']} B"]
+    if batch["compression"] != "none":
+        words.append(batch["compression"])
+    words.append(f"synced {batch['synced_upto']}")
+    return "  ".join(words)

@@ -1,0 +1,208 @@
+"""``wal tail``: rows of collections to stdout.
+
+What is printed is described in ``wal_cli.rows``, what ``--from`` and ``--until`` take in
+``wal_cli.times``. With ``-n`` and several shards the last N rows of all shards together are shown.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import select
+from collections.abc import Mapping
+from typing import Annotated, NamedTuple
+
+import typer
+
+from wal_cli import rows
+from wal_cli.context import Context, is_terminal
+from wal_cli.options import with_context
+from wal_cli.times import parse_from, parse_until
+from wal_client.ranges import (
+    EARLIEST,
+    FOLLOW,
+    NOW,
+    From,
+    Until,
+    from_last,
+    from_offset,
+)
+from wal_client.sync import Client, Tail
+from wal_core.clock import SystemClock
+from wal_core.errors import EXIT_OK, UnsupportedError, UsageError
+from wal_core.frames import End
+from wal_core.limits import MIB
+from wal_core.tso import ms_of
+
+_FOLLOW_ROWS = 10
+_WRITE_BYTES = 256 * 1024
+"""What gathers before it is written, unless nothing more is there."""
+
+
+class _Range(NamedTuple):
+    start: From | Mapping[int, From]
+    until: Until | Mapping[int, Until]
+    last: int | None
+    """So many rows before the end; in place of ``start``."""
+
+
+@with_context(("text", "json", "ndjson", "raw", "len32"))
+def tail(
+    context: Context,
+    collections: Annotated[list[str], typer.Argument(metavar="COLLECTION…", show_default=False)],
+    last: Annotated[
+        int | None,
+        typer.Option("--lines", "-n", metavar="N", min=0, help="The last N rows (-f: 10)."),
+    ] = None,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with what comes.")] = False,
+    start: Annotated[
+        str | None,
+        typer.Option(
+            "--from", metavar="WHERE", help="earliest, latest, OFFSET, tso:T, -1h or a time."
+        ),
+    ] = None,
+    until: Annotated[
+        str | None,
+        typer.Option("--until", metavar="WHERE", help="end, OFFSET, tso:T, -1h or a time."),
+    ] = None,
+    count: Annotated[
+        int | None, typer.Option("--count", metavar="N", min=0, help="The first N rows.")
+    ] = None,
+    cursor: Annotated[str | None, typer.Option("--cursor", metavar="NAME", hidden=True)] = None,
+    cursor_file: Annotated[
+        str | None, typer.Option("--cursor-file", metavar="F", hidden=True)
+    ] = None,
+    group: Annotated[str | None, typer.Option("--group", metavar="G", hidden=True)] = None,
+    framing: Annotated[
+        str | None,
+        typer.Option("--framing", metavar="HOW", help="With -o raw: line, nul, len32 or whole."),
+    ] = None,
+) -> int:
+    """Print rows: up to now, or with -f for ever."""
+    reserved = {"--cursor": cursor, "--cursor-file": cursor_file, "--group": group}
+    for name, given in reserved.items():
+        if given is not None:
+            raise UnsupportedError(f"{name} is not in this version yet")
+    if last is not None and start is not None:
+        raise UsageError("-n and --from both say where to start")
+    wanted = _range(last, start, until, follow)
+    output = _output(context.output, framing)
+    raw = rows.raw(framing or ("len32" if output == "len32" else "line"))
+    with context.client() as client:
+        source = _tail(client, dict.fromkeys(collections), wanted)
+        if output == "text":
+            format = rows.text(
+                with_collection=len(set(collections)) > 1,
+                with_shard=len(source.shards) > len(set(collections)),
+            )
+        else:
+            format = rows.ndjson if output == "ndjson" else raw
+        _copy(source, format, count)
+    return EXIT_OK
+
+
+def _range(last: int | None, start: str | None, until: str | None, follow: bool) -> _Range:
+    now_ms = SystemClock().wall_ms()
+    end: Until | Mapping[int, Until] = FOLLOW if follow else NOW
+    if until is not None:
+        end = parse_until(until, now_ms, follow=follow)
+        if follow and isinstance(end, Until) and end.kind == End.TSO and ms_of(end.value) > now_ms:
+            raise UnsupportedError("-f up to a time to come is not in this version yet")
+    if start is not None:
+        return _Range(parse_from(start, now_ms), end, None)
+    if last is None and follow:
+        last = _FOLLOW_ROWS
+    return _Range(EARLIEST, end, last)
+
+
+def _output(asked: str | None, framing: str | None) -> str:
+    if asked is None:
+        if framing is not None:
+            return "raw"
+        return "text" if is_terminal() else "ndjson"
+    if framing is not None and asked != "raw":
+        raise UsageError(f"--framing goes with -o raw, not with -o {asked}")
+    return "ndjson" if asked == "json" else asked
+
+
+def _tail(client: Client, collections: Mapping[str, None], wanted: _Range) -> Tail:
+    tail: Tail | None = None
+    for name in collections:
+        start = wanted.start
+        if wanted.last is not None:
+            start = _last_rows(client, name, wanted.last)
+        if tail is None:
+            tail = Tail(client, name, start, wanted.until)
+        else:
+            tail.add(name, start, wanted.until)
+    assert tail is not None  # Typer wants one collection at least.
+    return tail
+
+
+def _last_rows(client: Client, collection: str, count: int) -> From | Mapping[int, From]:
+    """Where the last ``count`` rows begin. Of several shards the latest rows of all are found by
+    their timestamps."""
+    if count == 0 or len(client.open(collection).vchannels) == 1:
+        return from_last(count)
+    tail = Tail(client, collection, from_last(count), NOW)
+    batches = sorted(tail, key=lambda batch: batch.tso)
+    starts = {number: shard.next_offset or 0 for number, shard in enumerate(tail.shards)}
+    while batches and count:
+        batch = batches.pop()
+        taken = min(batch.count, count)
+        starts[batch.shard] = batch.end - taken
+        count -= taken
+    return {shard: from_offset(offset) for shard, offset in starts.items()}
+
+
+def _copy(source: Tail, format: rows.Format, count: int | None) -> None:
+    """Print what comes; ``count``: rows in all. Each row is written before the next is waited for.
+
+    Raises BrokenPipeError."""
+    out = _Out()
+    left = count
+    if left == 0:
+        return
+    for batch in source:
+        if left is not None:
+            batch.limit(left)
+            left -= batch.count
+        out.write(format(batch))
+        if left == 0:
+            break
+        if not source.has_more():
+            out.flush()
+    out.flush()
+
+
+class _Out:
+    """stdout as a descriptor: large pieces go straight through, small ones gather."""
+
+    def __init__(self) -> None:
+        self._parts: list[bytes | memoryview] = []
+        self._size = 0
+        with contextlib.suppress(OSError):  # No pipe, or over what the user may have.
+            fcntl.fcntl(1, fcntl.F_SETPIPE_SZ, MIB)
+
+    def write(self, data: bytes | memoryview) -> None:
+        self._parts.append(data)
+        self._size += len(data)
+        if self._size >= _WRITE_BYTES:
+            self.flush()
+
+    def flush(self) -> None:
+        parts, self._parts, self._size = self._parts, [], 0
+        if parts:
+            _write_all(parts[0] if len(parts) == 1 else b"".join(parts))
+
+
+def _write_all(data: bytes | memoryview) -> None:
+    left = memoryview(data)
+    while left:
+        try:
+            left = left[os.write(1, left) :]
+        except BlockingIOError:  # Somebody else made our stdout non-blocking.
+            poll = select.poll()
+            poll.register(1, select.POLLOUT)
+            poll.poll()
