@@ -35,7 +35,7 @@ run: $(STAMP) ## Run the example: ship rows, crash the daemon, lose nothing
 
 .PHONY: test
 test: $(STAMP) system-tools ## Run the tests, all but torture and perf
-	@$(BIN)/python -m pytest -n 2 -m "not torture and not perf"
+	@$(BIN)/python -m pytest -n 2
 
 .PHONY: lint
 lint: $(STAMP) ## Check style, types and the direction of imports

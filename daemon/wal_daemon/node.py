@@ -75,6 +75,7 @@ class Node:
         self._takeover = takeover
         self._directory = DataDirectory(os.fsencode(settings.directory))
         self._disks: list[Disk] = []
+        self._watched: list[Disk] = []
         self._progress: dict[int, tuple[int, int]] = {}
         self._readers = ThreadPoolExecutor(2, "reader")
         self._housekeeper = ThreadPoolExecutor(1, "housekeeper")
@@ -82,7 +83,6 @@ class Node:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._stopping: asyncio.Future[WalError | None]
         self._name_term: fence.Term | None = None
-        self._socket_identity: tuple[int, int] | None = None
 
     # -- life --------------------------------------------------------------------------------------
 
@@ -151,6 +151,7 @@ class Node:
 
     async def _shut_down(self, term: fence.Term, name_disk: Disk) -> None:
         self.ready = False
+        self._unwatch()
         try:
             async with asyncio.timeout(DRAIN_SECONDS):
                 for pchannel in self.pchannels:
@@ -193,16 +194,15 @@ class Node:
         finally:
             os.umask(before)
             os.close(folder_fd)
-        found = os.lstat(path)
-        self._socket_identity = (found.st_dev, found.st_ino)
         return listener
 
     def _unlink_socket(self) -> None:
-        """Remove our socket; never that of a daemon that took over."""
-        with contextlib.suppress(OSError):
-            found = os.lstat(self.socket_path)
-            if (found.st_dev, found.st_ino) == self._socket_identity:
-                os.unlink(self.socket_path)
+        """Remove our socket; never that of a daemon that took over. Whoever does so takes the
+        node's term first and binds after, so while the term is ours the path is ours."""
+        if self._name_term is None or not self._name_term.is_current():
+            return
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self.socket_path)
 
     def _open_catalog(self) -> LmdbCatalog:
         path = self._directory.catalog_path
@@ -263,9 +263,16 @@ class Node:
         its successor at once. dnotify: one signal, no thread, no wake-up while nothing happens
         (docs/decisions/0005-fence-watch.md)."""
         loop.add_signal_handler(signal.SIGIO, self._check_ownership)
+        self._watched += disks
         for disk in disks:
             with contextlib.suppress(OSError):
                 fcntl.fcntl(disk.descriptor, fcntl.F_NOTIFY, fcntl.DN_CREATE | fcntl.DN_MULTISHOT)
+
+    def _unwatch(self) -> None:
+        """Before the loop gives its signal handlers up: SIGIO without one ends the process."""
+        for disk in self._watched:
+            with contextlib.suppress(OSError):
+                fcntl.fcntl(disk.descriptor, fcntl.F_NOTIFY, 0)
 
     def _check_ownership(self) -> None:
         if self._name_term is not None and not self._name_term.is_current():
