@@ -26,8 +26,7 @@ from wal_core.limits import (
     SEND_BUFFER_HIGH_BYTES,
     UNACKNOWLEDGED_MAX_BYTES,
 )
-from wal_core.message import MessageType
-from wal_daemon.wal.requests import AppendRequest
+from wal_daemon.wal.requests import ROW_KINDS, AppendRequest
 from wal_daemon.wal.subscription import Subscription
 from wal_storage.disk import Buffer
 
@@ -208,16 +207,18 @@ class Connection(asyncio.BufferedProtocol):
     ) -> None:
         request = AppendRequest(self, request_id, flags & frames.FLAG_BUFFERED != 0, meta, body)
         server = self._server
-        size = request.size
-        self._unacknowledged += size
-        server.unacknowledged += size
+        self._unacknowledged += request.size
+        server.unacknowledged += request.size
         if (
             self._unacknowledged > CONNECTION_UNACKNOWLEDGED_MAX_BYTES
             or server.unacknowledged > UNACKNOWLEDGED_MAX_BYTES
         ):
             self._pause_reading()
-        if request.type != MessageType.INSERT:
-            error = ProtocolError(f"a client may not append messages of type {request.type}")
+        if meta[5:8] not in ROW_KINDS:
+            kind, encoding, compression = meta[5:8]
+            error = ProtocolError(
+                f"a client may not append messages of type {kind} ({encoding}, {compression})"
+            )
             self.refuse(request, error, False)
             return
         pchannel = server.owners.get(request.vchannel)

@@ -1,8 +1,7 @@
 """Make the golden log of the format that this source writes.
 
 ``python -m tests.golden.make_golden``, once for each released format version, never again: what it
-wrote is committed and must stay
-readable for ever. It refuses to write where something is.
+wrote is committed and must stay readable for ever. It refuses to write where something is.
 """
 
 from __future__ import annotations

@@ -34,15 +34,15 @@ from wal_core.limits import (
     GROUP_MAX_BYTES,
     MARK_DELAY_SECONDS,
 )
-from wal_core.message import Compression, Encoding, Message, MessageType, message
+from wal_core.message import NO_OFFSET, Message, MessageType, message
 from wal_core.tso import TsoSource
 from wal_daemon.wal.buffer import WriteAheadBuffer
+from wal_daemon.wal.gather import Gathering
 from wal_daemon.wal.requests import ANY_OFFSET, NOBODY, AppendRequest, FutureReplies, own_request
 from wal_storage.state import VChannelState, decode_create
 from wal_storage.walstore.base import Recovered, WalStorage
 
-_ROW_ENCODINGS = frozenset(map(int, (Encoding.LINES, Encoding.LEN32, Encoding.COLUMNS)))
-_COMPRESSIONS = frozenset(map(int, Compression))
+_INSERT = int(MessageType.INSERT)
 log = logging.getLogger("wald.pchannel")
 
 
@@ -76,6 +76,7 @@ class PChannel:
         self._loop = asyncio.get_running_loop()
         self._queue: deque[AppendRequest] = deque()
         self._queued_bytes = 0
+        self._gathering = Gathering()
         self._busy = False
         self._idle_since = 0.0
         self._mark_timer: asyncio.TimerHandle | None = None
@@ -159,6 +160,9 @@ class PChannel:
     # -- group commit ------------------------------------------------------------------------------
 
     def _commit(self) -> None:
+        if not self._gathering.is_complete(len(self._queue), self._clock.monotonic()):
+            self._loop.call_soon(self._commit)  # The loop looks at the sockets in between.
+            return
         group, size = self._take_group()
         if not group:
             self._rest()
@@ -210,8 +214,10 @@ class PChannel:
         except OSError as error:
             failure = IoFailureError(f"the log cannot be written: {error.strerror}")
             return _failed(group, written, refused, failure)
+        seconds = self._clock.monotonic() - started
         self.commits += 1
-        self.commit_seconds += self._clock.monotonic() - started
+        self.commit_seconds += seconds
+        self._gathering.committed(map(id, [request.replies for request in group]), seconds)
         return Outcome(written, refused, None)
 
     def _assign(
@@ -227,20 +233,30 @@ class PChannel:
         tso = self._tso.take(len(group))
         for request in group:
             vchannel = vchannels.get(request.vchannel)
-            if request.type == MessageType.INSERT:
-                error = _problem(request, vchannel)
-                if error is not None:
-                    request.replies.failed_producers.setdefault(request.producer_id, error)
-                    refused.append((request, error))
-                    continue
-                assert vchannel is not None
+            if request.type == _INSERT:
+                if (
+                    vchannel is None
+                    or vchannel.dropped_tso
+                    or request.expect != ANY_OFFSET
+                    or request.replies.failed_producers
+                    or not 0 < request.rows <= BATCH_RECORDS_MAX
+                    or crc32c(request.body) != request.body_checksum
+                ):
+                    error = _problem(request, vchannel)
+                    if error is not None:
+                        request.replies.failed_producers.setdefault(request.producer_id, error)
+                        refused.append((request, error))
+                        continue
+                    assert vchannel is not None
                 request.first_offset = offset = vchannel.next_offset
                 vchannel.next_offset = offset + request.rows
                 vchannel.last_tso = tso
-            elif request.type == MessageType.CREATE_COLLECTION:
-                state.create(request.vchannel, decode_create(bytes(request.body)), tso)
-            elif request.type == MessageType.DROP_COLLECTION:
-                state.drop(request.vchannel, tso)
+            else:
+                request.first_offset = NO_OFFSET
+                if request.type == MessageType.CREATE_COLLECTION:
+                    state.create(request.vchannel, decode_create(bytes(request.body)), tso)
+                elif request.type == MessageType.DROP_COLLECTION:
+                    state.drop(request.vchannel, tso)
             request.sequence = sequence
             request.tso = tso
             sequence += 1
@@ -267,7 +283,7 @@ class PChannel:
         size = 0
         for request in requests:
             size += request.size
-            if request.type == MessageType.INSERT:
+            if request.type == _INSERT:
                 batches = rows.get(request.vchannel)
                 if batches is None:
                     rows[request.vchannel] = [request]
@@ -361,8 +377,6 @@ def _problem(request: AppendRequest, vchannel: VChannelState | None) -> WalError
         )
     if crc32c(request.body) != request.body_checksum:
         return BadInputError("the checksum of the batch does not hold: damaged on its way")
-    if request.encoding not in _ROW_ENCODINGS or request.compression not in _COMPRESSIONS:
-        return BadInputError(f"rows in encoding {request.encoding}/{request.compression}")
     if not 0 < request.rows <= BATCH_RECORDS_MAX:
         return BadInputError(f"a batch of {request.rows} rows")
     return None

@@ -12,15 +12,23 @@ from wal_core.message import (
     CLIENT_HALF,
     HEADER_SIZE_BYTES,
     MAGIC,
-    NO_OFFSET,
     VERSION,
+    Compression,
+    Encoding,
     Message,
+    MessageType,
 )
 
 ANY_OFFSET = -1
+ROW_KINDS = frozenset(
+    bytes((MessageType.INSERT, encoding, compression))
+    for encoding in (Encoding.LINES, Encoding.LEN32, Encoding.COLUMNS)
+    for compression in Compression
+)
+"""Bytes 5 to 8 of what clients may append: type, encoding and compression."""
 _START = MAGIC + bytes([VERSION])
 _CLIENT_HALF_SIZE_BYTES = CLIENT_HALF.size
-_unpack = struct.Struct("<5xBBB2xHIQIIQ32xq").unpack
+_unpack = struct.Struct("<5xB2x2xHIQIIQ32xq").unpack
 """The fields of an append's meta that the write path looks at, and the expected offset."""
 
 
@@ -44,8 +52,6 @@ class AppendRequest(Message):
     __slots__ = (
         "body_checksum",
         "buffered",
-        "compression",
-        "encoding",
         "expect",
         "producer_id",
         "replies",
@@ -65,8 +71,6 @@ class AppendRequest(Message):
             raise ProtocolError("an append without a batch header of this version")
         (
             self.type,
-            self.encoding,
-            self.compression,
             properties_length,
             self.rows,
             self.vchannel,
@@ -87,7 +91,6 @@ class AppendRequest(Message):
         self.buffered = buffered
         self.replies = replies
         self.request_id = request_id
-        self.first_offset = NO_OFFSET
 
 
 class FutureReplies:
