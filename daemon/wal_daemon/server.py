@@ -214,7 +214,7 @@ class Connection(asyncio.BufferedProtocol):
             or server.unacknowledged > UNACKNOWLEDGED_MAX_BYTES
         ):
             self._pause_reading()
-        if meta[5:8] not in ROW_KINDS:
+        if bytes(meta[5:8]) not in ROW_KINDS:
             kind, encoding, compression = meta[5:8]
             error = ProtocolError(
                 f"a client may not append messages of type {kind} ({encoding}, {compression})"
