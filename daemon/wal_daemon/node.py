@@ -199,10 +199,9 @@ class Node:
     def _unlink_socket(self) -> None:
         """Remove our socket; never that of a daemon that took over. Whoever does so takes the
         node's term first and binds after, so while the term is ours the path is ours."""
-        if self._name_term is None or not self._name_term.is_current():
-            return
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(self.socket_path)
+        with contextlib.suppress(OSError):
+            if self._name_term is not None and self._name_term.is_current():
+                os.unlink(self.socket_path)
 
     def _open_catalog(self) -> LmdbCatalog:
         path = self._directory.catalog_path
@@ -275,11 +274,12 @@ class Node:
                 fcntl.fcntl(disk.descriptor, fcntl.F_NOTIFY, 0)
 
     def _check_ownership(self) -> None:
-        if self._name_term is not None and not self._name_term.is_current():
-            self.stop(FencedError(f"node name {self.name!r} was taken over"))
-        for number, wal in enumerate(self.wals):
-            if not wal.is_current():
-                self.stop(FencedError(f"PChannel {number} was taken over"))
+        with contextlib.suppress(OSError):  # Not to be known now: the next append will meet it.
+            if self._name_term is not None and not self._name_term.is_current():
+                self.stop(FencedError(f"node name {self.name!r} was taken over"))
+            for number, wal in enumerate(self.wals):
+                if not wal.is_current():
+                    self.stop(FencedError(f"PChannel {number} was taken over"))
 
     def _on_failure(self, pchannel: PChannel, error: WalError) -> None:
         if isinstance(error, FencedError):
@@ -336,7 +336,9 @@ class Node:
             connection.cancel(request_id)
         elif frame.kind == Kind.OPEN:
             self._require_ready()
-            (shards,) = frames.OPEN.unpack_from(frame.meta)
+            if len(frame.meta) != frames.OPEN.size:
+                raise ProtocolError("an opening of a collection that is cut off")
+            (shards,) = frames.OPEN.unpack(frame.meta)
             name = bytes(frame.body).decode("utf-8", "replace")
             create = bool(frame.flags & frames.FLAG_CREATE)
             if name in self.collections.by_name:
@@ -348,6 +350,8 @@ class Node:
         elif frame.kind == Kind.SUBSCRIBE:
             self._require_ready()
             meta = bytes(frame.meta)
+            if len(meta) != frames.SUBSCRIBE.size:
+                raise ProtocolError("a subscription that is cut off")
             self._answer(connection, request_id, self._subscribe(connection, request_id, meta))
         elif frame.kind == Kind.CALL:
             self._call(connection, request_id, bytes(frame.body))

@@ -33,6 +33,7 @@ class DataDirectory:
         try:
             version = read_version(self.path)
             if version is None:
+                self._require_ours()
                 disk = Disk(self.path)
                 disk.write_whole(_FORMAT_FILE, f"{_FORMAT_PREFIX}{LAYOUT_VERSION}\n".encode())
                 disk.close()
@@ -41,6 +42,20 @@ class DataDirectory:
             raise PermissionDeniedError(f"{shown}: {error.strerror}") from None
         except NotADirectoryError:
             raise ConfigError(f"{os.fsdecode(self.path)} is not a directory") from None
+
+    def _require_ours(self) -> None:
+        """A folder without a format file must be empty but for what `wal up` puts there: nobody
+        wants a log in the middle of a home directory because of a slip of the keyboard."""
+        try:
+            names = os.listdir(self.path)
+        except FileNotFoundError:
+            return
+        foreign = [name for name in names if not name.startswith((b"wald", b".", b"format."))]
+        if set(foreign) - {b"lost+found", b"nodes", b"pchannels", b"catalog"}:
+            raise ConfigError(
+                f"{os.fsdecode(self.path)} holds other files and no log",
+                hint="choose an empty directory with --dir or WAL_DIR",
+            )
 
     def pchannels(self) -> list[int]:
         """Numbers of the PChannels that exist, in order."""

@@ -1,0 +1,1 @@
+"""The daemon, in parts and as a process."""
