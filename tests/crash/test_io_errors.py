@@ -22,11 +22,12 @@ def test_a_failed_fdatasync_acknowledges_nothing_and_the_log_goes_on(
 ) -> None:
     daemon = Daemon(tmp_path / "wal")
     daemon.stop()
+    log = daemon.log.open("ab")
     traced = subprocess.Popen(
         ["strace", "-f", "-o", "/dev/null", "-e", "trace=fdatasync",
          "-e", f"inject=fdatasync:error=EIO:when={call}",
          BIN / "wald", "--dir", tmp_path / "wal"],
-        stderr=daemon.log.open("ab"),
+        stderr=log,
     )  # fmt: skip
     ledger = Ledger()
     try:
@@ -47,4 +48,5 @@ def test_a_failed_fdatasync_acknowledges_nothing_and_the_log_goes_on(
     finally:
         subprocess.run([BIN / "wal", "down", "--dir", tmp_path / "wal"], check=True)
         traced.wait(10)
+        log.close()
     assert "reopened" in daemon.log.read_text()
