@@ -13,7 +13,7 @@ from pathlib import Path
 from bench import floor, load
 from bench.daemon import BIN, Daemon
 from bench.redis_peer import Redis
-from bench.results import Row, median, quantiles, spread
+from bench.results import Latencies, Row, median, quantiles, spread
 from wal_client.sync import connect
 
 MIB = 1 << 20
@@ -137,66 +137,75 @@ def python_producer(bench: Bench) -> Iterator[Row]:
     )
 
 
+class _Sides:
+    """Rate, p50 and p99 of both sides over the rounds, for one number of connections."""
+
+    def __init__(self, bench: Bench, number: int) -> None:
+        self._bench = bench
+        self._number = number
+        self._requests = min(bench.requests * (1 if number == 1 else 4), number * 4000)
+        self.p50: tuple[list[float], list[float]] = ([], [])
+        self.p99: tuple[list[float], list[float]] = ([], [])
+        self.mine, self.other = rotate(bench.rounds, self._ours, self._peer)
+
+    def _ours(self) -> float:
+        daemon = self._bench.daemon()
+        folder, number = str(daemon.folder), self._number
+        load.run(folder, "warm", connections=number, requests=number * 20, size=1024)
+        result = load.run(folder, "rows", connections=number, requests=self._requests, size=1024)
+        daemon.remove()
+        return self._note(0, result.rate, result.latencies)
+
+    def _peer(self) -> float:
+        redis = self._bench.redis()
+        redis.append(connections=self._number, requests=self._number * 20, size=1024)
+        result = redis.append(connections=self._number, requests=self._requests, size=1024)
+        redis.stop()
+        return self._note(1, result.rate, result.latencies)
+
+    def _note(self, side: int, rate: float, latencies: Latencies) -> float:
+        self.p50[side].append(latencies.p50)
+        self.p99[side].append(latencies.p99)
+        return rate
+
+
 def connections(bench: Bench) -> Iterator[Row]:
     """1 KiB records, one request in flight on each of so many connections, beside Redis."""
     for number in (1, 10, 50, 200):
-        requests = min(bench.requests * (1 if number == 1 else 4), number * 4000)
-        p50: dict[str, list[float]] = {"ours": [], "peer": []}
-        p99: dict[str, list[float]] = {"ours": [], "peer": []}
-
-        def ours(number: int = number, requests: int = requests) -> float:
-            daemon = bench.daemon()
-            load.run(
-                str(daemon.folder), "warm", connections=number, requests=number * 20, size=1024
-            )
-            result = load.run(
-                str(daemon.folder), "rows", connections=number, requests=requests, size=1024
-            )
-            daemon.remove()
-            p50["ours"].append(result.latencies.p50)
-            p99["ours"].append(result.latencies.p99)
-            return result.rate
-
-        def peer(number: int = number, requests: int = requests) -> float:
-            redis = bench.redis()
-            redis.append(connections=number, requests=number * 20, size=1024)
-            result = redis.append(connections=number, requests=requests, size=1024)
-            redis.stop()
-            p50["peer"].append(result.latencies.p50)
-            p99["peer"].append(result.latencies.p99)
-            return result.rate
-
-        mine, other = rotate(bench.rounds, ours, peer)
+        sides = _Sides(bench, number)
         yield Row.at_least(
             f"append: {number} connections, 1 in flight / Redis",
-            f"{median(mine):,.0f}/s ({spread(mine)})",
-            f"Redis always: {median(other):,.0f}/s ({spread(other)})",
-            median(mine) / median(other),
+            f"{median(sides.mine):,.0f}/s ({spread(sides.mine)})",
+            f"Redis always: {median(sides.other):,.0f}/s ({spread(sides.other)})",
+            median(sides.mine) / median(sides.other),
             1.2,
         )
+        p99, their_p99 = map(median, sides.p99)
         yield Row.at_most(
             f"append: {number} connections, p99 / Redis",
-            f"p99 {median(p99['ours']) * 1e3:.2f} ms",
-            f"p99 {median(p99['peer']) * 1e3:.2f} ms",
-            median(p99["ours"]) / median(p99["peer"]),
+            f"p99 {p99 * 1e3:.2f} ms",
+            f"p99 {their_p99 * 1e3:.2f} ms",
+            p99 / their_p99,
             1.0,
         )
-        if number == 1:
-            yield Row.at_most(
-                "append: one at a time, p50 / Redis",
-                f"p50 {median(p50['ours']) * 1e3:.3f} ms",
-                f"p50 {median(p50['peer']) * 1e3:.3f} ms",
-                median(p50["ours"]) / median(p50["peer"]),
-                0.9,
-            )
-            disk = floor.single(bench.folder, 3000)
-            yield Row.at_most(
-                "append: one at a time, p50 / fdatasync floor",
-                f"p50 {median(p50['ours']) * 1e3:.3f} ms",
-                f"4 KiB pwrite + fdatasync: p50 {disk.p50 * 1e3:.3f} ms",
-                median(p50["ours"]) / disk.p50,
-                1.5,
-            )
+        if number > 1:
+            continue
+        p50, their_p50 = map(median, sides.p50)
+        yield Row.at_most(
+            "append: one at a time, p50 / Redis",
+            f"p50 {p50 * 1e3:.3f} ms",
+            f"p50 {their_p50 * 1e3:.3f} ms",
+            p50 / their_p50,
+            0.9,
+        )
+        disk = floor.single(bench.folder, 3000)
+        yield Row.at_most(
+            "append: one at a time, p50 / fdatasync floor",
+            f"p50 {p50 * 1e3:.3f} ms",
+            f"4 KiB pwrite + fdatasync: p50 {disk.p50 * 1e3:.3f} ms",
+            p50 / disk.p50,
+            1.5,
+        )
 
 
 def tail(bench: Bench) -> Iterator[Row]:
