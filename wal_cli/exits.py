@@ -57,15 +57,15 @@ def guarded(work: Callable[[], int], argv: Sequence[str]) -> int:
         return report(_bug(error, argv), argv)
 
 
-def report(error: WalError, argv: Sequence[str]) -> int:
+def report(error: WalError, argv: Sequence[str], command: str | None = None) -> int:
     """Print an error to stderr, as JSON where the command line asks for JSON. Returns its exit
-    status."""
+    status. ``command``: whose error it is (None: what ``argv`` names)."""
     try:
         sys.stdout.flush()  # What was done before the error stands before it.
     except OSError:
         silence_stdout()
     try:
-        print(_described(error, argv), file=sys.stderr, flush=True)
+        print(_described(error, argv, command), file=sys.stderr, flush=True)
     except OSError:
         _redirect_to_null(2)
     return error.exit_status
@@ -109,24 +109,28 @@ def silence_stdout() -> None:
 
 
 def _open_missing_streams() -> None:
-    """Give a closed stdout or stderr (``>&-``) /dev/null, before a socket takes its number."""
-    for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - open until the end
+    """Put /dev/null where a standard stream was closed (``>&-``), before a socket takes its
+    number. Reading stdin must fail then, and not look like an empty input: it is for writing."""
+    for fd, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is not None:
+            continue
+        os.open(os.devnull, os.O_WRONLY)  # The lowest free number, which is ``fd``.
+        if name != "stdin":
+            setattr(sys, name, open(fd, "w", closefd=False))  # noqa: SIM115 - until the end
 
 
 def _terminate(number: int, frame: FrameType | None) -> NoReturn:
     raise Terminated
 
 
-def _described(error: WalError, argv: Sequence[str]) -> str:
+def _described(error: WalError, argv: Sequence[str], command: str | None) -> str:
     if wants_json(argv):
         import json
 
         from wal_core.frames import details_of
 
         return json.dumps(details_of(error), default=str)
-    line = f"{command_name(argv)}: {_one_line(error.message)} [{error.code}]"
+    line = f"{command or command_name(argv)}: {_one_line(error.message)} [{error.code}]"
     return f"{line}\n  try: {_one_line(error.hint)}" if error.hint else line
 
 

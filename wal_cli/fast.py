@@ -44,7 +44,8 @@ def entry() -> int:
 
     arguments = sys.argv[1:]
     plain = parse(arguments)
-    if plain is not None:
+    closed = None in (sys.stdin, sys.stdout, sys.stderr)  # A socket would take the number.
+    if plain is not None and not closed:
         try:
             status = _append(*plain)
         except KeyboardInterrupt:

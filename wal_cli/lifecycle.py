@@ -48,7 +48,6 @@ def start_daemon(settings: Settings, wait: float | None = None) -> dict[str, Any
     ``wait``: seconds (default: the setting ``timeout``). Raises what kept the daemon from
     starting, or NotReadyError where it is still recovering when the time is over."""
     deadline = _clock.monotonic() + (settings["timeout"] if wait is None else wait)
-    _require_known_format(settings.directory)
     with _lock(settings.directory, deadline):
         found = _existing(settings, deadline)
         if found is not None:
@@ -97,8 +96,11 @@ def stop_daemon(settings: Settings) -> int | None:
 
 
 def spawn(settings: Settings) -> subprocess.Popen[bytes]:
-    """A daemon in a session of its own, which logs to DIR/wald.log and holds nothing of ours."""
+    """A daemon in a session of its own, which logs to DIR/wald.log and holds nothing of ours.
+
+    Raises FormatError for a directory of a newer version, which is left untouched: no log in it."""
     directory = settings.directory
+    _require_known_format(directory)
     _make_directory(directory)
     arguments = ["--dir", directory, "--node", settings.node]
     arguments += ["--socket", os.path.abspath(settings.socket)]
@@ -190,7 +192,7 @@ def _program() -> list[str]:
 
 
 def _require_known_format(directory: str) -> None:
-    """A directory of a newer version is left untouched: no log, no lock. Raises FormatError."""
+    """Raises FormatError. Storage is not imported where the directory is a new one."""
     if os.path.exists(os.path.join(directory, "format")):
         from wal_cli.offline import require_known_format
 

@@ -13,7 +13,7 @@ from wal_cli.commands import check, collection, config, explain, lifecycle, stat
 from wal_cli.commands import run as run_command
 from wal_cli.commands.append import append
 from wal_cli.commands.tail import tail
-from wal_cli.exits import command_name, guarded
+from wal_cli.exits import command_name, guarded, report
 from wal_cli.options import VALUE_FLAGS, Command, Group
 from wal_core.errors import EXIT_OK, UnsupportedError, UsageError
 from wal_core.version import VERSION
@@ -84,17 +84,17 @@ def _invoke(argv: list[str], rest: list[str] | None) -> int:
     except typer.Exit as ended:
         return int(ended.exit_code)
     except _UsageError as error:
-        raise _usage_error(error, argv) from None
+        return _report_usage(error, argv)
 
 
-def _usage_error(error: Exception, argv: list[str]) -> UsageError:
+def _report_usage(error: Exception, argv: list[str]) -> int:
+    """Typer knows best which command it was: `wal` itself, where there is no such command."""
     found = getattr(error, "ctx", None)
     path = found.command_path if found is not None else command_name(argv)
     message = error.format_message() if hasattr(error, "format_message") else str(error)
-    message = message.strip()
-    if not message:  # Raised to show the help of a group that was given no command.
-        message = f"{path} takes a command"
-    return UsageError(message.rstrip("."), hint=f"{path} --help")
+    # Empty when it was raised to show the help of a group that was given no command.
+    message = message.strip().rstrip(".") or f"{path} takes a command"
+    return report(UsageError(message, hint=f"{path} --help"), argv, path)
 
 
 def _command_first(argv: list[str]) -> list[str]:
@@ -104,7 +104,7 @@ def _command_first(argv: list[str]) -> list[str]:
         word = argv[at]
         if word in VALUE_FLAGS:
             at += 2
-        elif word in _SWITCHES or word.split("=")[0] in VALUE_FLAGS:
+        elif word in _SWITCHES or word.split("=")[0] in VALUE_FLAGS or _is_output(word):
             at += 1
         else:
             break
@@ -112,6 +112,11 @@ def _command_first(argv: list[str]) -> list[str]:
         return argv
     words = 2 if command_name(argv[at:]).count(" ") == 2 else 1
     return argv[at : at + words] + argv[:at] + argv[at + words :]
+
+
+def _is_output(word: str) -> bool:
+    """``-ojson``: the one short flag of all commands, and its value in one word."""
+    return word.startswith("-o")
 
 
 def _app() -> typer.Typer:

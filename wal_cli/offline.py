@@ -430,12 +430,22 @@ class _Reading:
         self.state = None  # A hole: nothing follows from what stands behind it.
         view = self.view[: self._limit()]
         end = self.end
-        while (again := self._next_header(view, end.valid_length + 1)) is not None:
-            end = self._scan(view, again.position, again.sequence, 0)
+        while (again := self._go_on(view, end)) is not None:
+            end = self._scan(view, *again, 0)
             if not end.problem:
                 break
             found.append((end.valid_length, end.problem))
         return found
+
+    def _go_on(self, view: memoryview, end: ScanEnd) -> tuple[int, int] | None:
+        """Position and sequence at which to read on behind a bad batch; None: nowhere.
+
+        A whole header says where the next batch begins, so that this one is judged as well."""
+        bad = self._header_at(view, end.valid_length)
+        if bad is not None and bad.sequence == end.next_sequence:
+            return bad.position + bad.size, bad.sequence + 1
+        following = self._next_header(view, end.valid_length + 1)
+        return None if following is None else (following.position, following.sequence)
 
     def _limit(self) -> int:
         """The position behind which no batch of the log can be."""
@@ -447,14 +457,20 @@ class _Reading:
     def _next_header(self, view: memoryview, start: int) -> Header | None:
         at = self._data.find(MAGIC, start, len(view))
         while at >= 0:
-            try:
-                header = unpack_header(view, at)
-            except struct.error:
-                return None
-            if header.position == at and header_is_valid(view, at, header, self._seed):
+            header = self._header_at(view, at)
+            if header is not None:
                 return header
             at = self._data.find(MAGIC, at + 1, len(view))
         return None
+
+    def _header_at(self, view: memoryview, at: int) -> Header | None:
+        """The header that stands there whole."""
+        try:
+            header = unpack_header(view, at)
+        except struct.error:
+            return None
+        valid = header.position == at and header_is_valid(view, at, header, self._seed)
+        return header if valid else None
 
     def _scan(self, view: memoryview, start: int, sequence: int, running: int) -> ScanEnd:
         return scan(view, start, self.segment.id, sequence, running, self._visit)

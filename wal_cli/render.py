@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 from wal_cli.context import Context, is_terminal
 from wal_core.clock import Clock
@@ -105,7 +105,6 @@ def _print_rich(
         table.add_column(name, justify="right" if right else "left", overflow="fold")
     for cells in texts:
         table.add_row(*cells)
-    colored = context.colored()
-    Console(
-        no_color=not colored, force_terminal=True, highlight=False, markup=False, emoji=False
-    ).print(table)
+    # Without a colour system Rich writes no escape codes at all: `no_color` keeps the bold ones.
+    system: Literal["standard"] | None = "standard" if context.colored() else None
+    Console(color_system=system, highlight=False, markup=False, emoji=False).print(table)

@@ -134,6 +134,7 @@ class ShardReader:
 
     def __init__(self, vchannel: int, start: From, until: Until, collection: str) -> None:
         self.vchannel = vchannel
+        self.shard = split_vchannel_id(vchannel)[1]
         self._collection = collection
         self.next_offset: int | None = None
         """The offset behind the last row delivered, once the first answer is known."""
@@ -206,6 +207,8 @@ class ShardReader:
     def _rows(self, header: Header, properties: bytes, body: memoryview) -> RowBatch | None:
         assert self.next_offset is not None
         first, end = header.first_offset, header.first_offset + header.rows
+        if self._end is not None and first >= self._end:
+            return None  # A frame may hold more batches than were asked for.
         if first > self.next_offset:
             raise CorruptError(f"rows from {first} on came where {self.next_offset} was due")
         skip = self.next_offset - first

@@ -83,6 +83,9 @@ class Server:
 
     def satisfied(self, connection: Connection) -> None:
         self._waiting.pop(connection, None)
+        if not self._waiting and self._sweeper is not None:
+            self._sweeper.cancel()
+            self._sweeper = None
 
     def close(self) -> None:
         for connection in tuple(self.connections):

@@ -64,6 +64,7 @@ class Wal:
             "WAL_DIR": str(self.dir),
         }
         (home / "tmp").mkdir()
+        self._started: list[subprocess.Popen[bytes]] = []
 
     def __call__(
         self,
@@ -95,16 +96,31 @@ class Wal:
     def start(
         self, *args: str | bytes | Path, env: Mapping[str, str | None] | None = None, **kwargs: Any
     ) -> subprocess.Popen[bytes]:
-        """A running `wal`; pipes unless ``kwargs`` say otherwise. The caller ends it."""
+        """A running `wal`; pipes unless ``kwargs`` say otherwise. Ended at the end of the test."""
+        return self.start_program(PROGRAM, *args, env=env, **kwargs)
+
+    def start_program(
+        self, *argv: str | bytes | Path, env: Mapping[str, str | None] | None = None, **kwargs: Any
+    ) -> subprocess.Popen[bytes]:
+        """Any program in the same way."""
         pipes: dict[str, Any] = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
-        return subprocess.Popen([PROGRAM, *args], env=self.environment(env), **(pipes | kwargs))
+        process = subprocess.Popen(argv, env=self.environment(env), **(pipes | kwargs))
+        self._started.append(process)
+        return process
 
     def environment(self, changes: Mapping[str, str | None] | None = None) -> dict[str, str]:
         merged = {**self.env, **(changes or {})}
         return {name: value for name, value in merged.items() if value is not None}
 
-    def stop_daemons(self) -> None:
-        """End every daemon that listens below the home."""
+    def close(self) -> None:
+        """End everything that was started and every daemon that listens below the home."""
+        for process in self._started:
+            process.kill()
+            process.wait()
+            for pipe in (process.stdin, process.stdout, process.stderr):
+                if pipe is not None:
+                    with contextlib.suppress(BrokenPipeError):
+                        pipe.close()
         for socket in self.home.rglob("wald*.sock"):
             with contextlib.suppress(WalError, OSError):
                 connection = Connection(Endpoint(str(socket)), 5)
@@ -128,4 +144,4 @@ def wal(tmp_path: Path) -> Iterator[Wal]:
     """`wal` with a data directory of its own; its daemons are stopped at the end."""
     runner = Wal(tmp_path)
     yield runner
-    runner.stop_daemons()
+    runner.close()

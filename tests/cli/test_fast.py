@@ -146,7 +146,7 @@ def test_what_is_written_twice_agrees() -> None:
     assert message.CLIENT_HALF.format + frames.EXPECT.format[1:] == fast._APPEND
     assert frames.APPEND_OK.format == fast._APPEND_OK
     assert limits.SOCKET_PATH_MAX_BYTES == fast._SOCKET_PATH_MAX_BYTES
-    assert (
+    assert tuple(range(1, 8)) == (
         fast._HELLO,
         fast._HELLO_OK,
         fast._ERROR,
@@ -154,7 +154,7 @@ def test_what_is_written_twice_agrees() -> None:
         fast._OPEN_OK,
         fast._KIND_APPEND,
         fast._KIND_APPEND_OK,
-    ) == tuple(range(1, 8))
+    )
     assert frames.pack_hello() == fast._frame(fast._HELLO, 0, b"WALS\1\0")
     for data in (b"", b"123456789", bytes(range(256)) * 3):
         assert fast.crc32c(data) == reference(data)

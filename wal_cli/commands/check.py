@@ -36,8 +36,9 @@ def check(
 ) -> int:
     """Check checksums, chain, offsets and catalog.
 
-    Works with and without a daemon. Exit status 0: all is well; 1: something to look at; 5: corruption. Changes nothing, except
-    that --repair takes your word for records that were cut off and possibly acknowledged."""
+    Works with and without a daemon. Exit status 0: all is well; 1: something to look at; 5:
+    corruption. Changes nothing, except that --repair takes your word for records that were cut off
+    and possibly acknowledged."""
     directory = offline.open_directory(context.settings.directory)
     if repair:
         _confirm(yes)

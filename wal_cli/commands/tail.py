@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import itertools
 import os
 import select
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Iterator, Mapping
 from typing import Annotated, NamedTuple
 
 import typer
@@ -131,7 +133,7 @@ def _tail(client: Client, collections: Mapping[str, None], wanted: _Range) -> Ta
     for name in collections:
         start = wanted.start
         if wanted.last is not None:
-            start = _last_rows(client, name, wanted.last)
+            start = _last_rows(client, name, wanted.last, wanted.until)
         if tail is None:
             tail = Tail(client, name, start, wanted.until)
         else:
@@ -140,20 +142,39 @@ def _tail(client: Client, collections: Mapping[str, None], wanted: _Range) -> Ta
     return tail
 
 
-def _last_rows(client: Client, collection: str, count: int) -> From | Mapping[int, From]:
+def _last_rows(
+    client: Client, collection: str, count: int, until: Until | Mapping[int, Until]
+) -> From | Mapping[int, From]:
     """Where the last ``count`` rows begin. Of several shards the latest rows of all are found by
-    their timestamps."""
-    if count == 0 or len(client.open(collection).vchannels) == 1:
+    their timestamps; rows before an end in the past are found by reading up to it."""
+    to_now = isinstance(until, Until) and until.kind in (End.NOW, End.NEVER, End.FOLLOW_OFFSET)
+    if count == 0 or (to_now and len(client.open(collection).vchannels) == 1):
         return from_last(count)
-    tail = Tail(client, collection, from_last(count), NOW)
-    batches = sorted(tail, key=lambda batch: batch.tso)
-    starts = {number: shard.next_offset or 0 for number, shard in enumerate(tail.shards)}
-    while batches and count:
-        batch = batches.pop()
-        taken = min(batch.count, count)
-        starts[batch.shard] = batch.end - taken
+    if to_now:
+        tail = Tail(client, collection, from_last(count), NOW)
+    else:
+        tail = Tail(client, collection, EARLIEST, until)
+    pieces = sorted(_last_pieces(tail, count))
+    starts = {one.shard: one.next_offset or 0 for one in tail.shards}
+    while pieces and count:
+        _, shard, end, rows = pieces.pop()
+        taken = min(rows, count)
+        starts[shard] = end - taken
         count -= taken
     return {shard: from_offset(offset) for shard, offset in starts.items()}
+
+
+def _last_pieces(tail: Tail, count: int) -> Iterator[tuple[int, int, int, int]]:
+    """(tso, shard, end, rows) of the last batches of each shard that hold ``count`` rows."""
+    kept: dict[int, deque[tuple[int, int, int, int]]] = {}
+    rows: dict[int, int] = {}
+    for batch in tail:
+        shard = kept.setdefault(batch.shard, deque())
+        shard.append((batch.tso, batch.shard, batch.end, batch.count))
+        rows[batch.shard] = rows.get(batch.shard, 0) + batch.count
+        while rows[batch.shard] - shard[0][3] >= count:
+            rows[batch.shard] -= shard.popleft()[3]
+    return itertools.chain.from_iterable(kept.values())
 
 
 def _copy(source: Tail, format: rows.Format, count: int | None) -> None:

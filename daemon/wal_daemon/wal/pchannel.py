@@ -80,6 +80,7 @@ class PChannel:
         self._busy = False
         self._idle_since = 0.0
         self._mark_timer: asyncio.TimerHandle | None = None
+        self._expiry_timer: asyncio.TimerHandle | None = None
         self._unproven = False
         self._idle: asyncio.Event = asyncio.Event()
         self._idle.set()
@@ -143,12 +144,13 @@ class PChannel:
         return await replies.future
 
     async def drain(self) -> None:
-        """Refuse what comes from now on, wait for what is under way, leave a proof of the end."""
+        """Refuse what comes from now on and wait for what is under way. The proof of the end is the
+        footer that closing writes."""
         self.closed = NotReadyError("the daemon is stopping")
         await self._idle.wait()
-        if self._mark_timer is not None:
-            self._mark_timer.cancel()
-            self._mark_timer = None
+        for timer in (self._mark_timer, self._expiry_timer):
+            if timer is not None:
+                timer.cancel()
 
     def close(self, error: WalError) -> None:
         """Refuse everything from now on with ``error``."""
@@ -298,7 +300,10 @@ class PChannel:
         self.batches += len(requests)
         self.bytes += size
         self._unproven = requests[-1].type != MessageType.MARK
-        self.buffer.add(rows, self.wal.tip_id, size)
+        if rows:
+            self.buffer.add(rows, self.wal.tip_id, size)
+            if self._expiry_timer is None:
+                self._expire()
         self._acknowledge([request for request in requests if not request.buffered])
         for vchannel in rows:
             for wake in tuple(self.listeners.get(vchannel, ())):
@@ -330,6 +335,13 @@ class PChannel:
             self._idle_since = self._clock.monotonic()
             if self._mark_timer is None:
                 self._mark_timer = self._loop.call_later(MARK_DELAY_SECONDS, self._mark)
+
+    def _expire(self) -> None:
+        """Let go of what is too old to be tailed; no timer runs while the buffer is empty."""
+        delay = self.buffer.expire()
+        self._expiry_timer = None
+        if delay is not None:
+            self._expiry_timer = self._loop.call_later(max(delay, 1.0), self._expire)
 
     def _mark(self) -> None:
         """Prove the last group durable, once nobody has appended for a while."""
