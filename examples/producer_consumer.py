@@ -12,7 +12,7 @@ def blocking() -> None:
     with wal_client.connect() as client:
         with client.producer("orders") as producer:
             producer.append(b"2 apples", key=b"alice")
-            producer.append(b"1 pear", key=b"bob", headers=[(b"currency", b"EUR")])
+            producer.append(b"1 pear", key=b"bob", headers=((b"currency", b"EUR"),))
             receipt = producer.flush()  # Durable when it returns.
         print(f"appended {receipt.count}, durable: {receipt.durable}")
         first = wal_client.from_offset(receipt.parts[0].first)

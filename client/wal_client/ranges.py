@@ -207,8 +207,11 @@ class ShardReader:
     def _rows(self, header: Header, properties: bytes, body: memoryview) -> RowBatch | None:
         assert self.next_offset is not None
         first, end = header.first_offset, header.first_offset + header.rows
+        # A frame may hold more batches than were asked for.
         if self._end is not None and first >= self._end:
-            return None  # A frame may hold more batches than were asked for.
+            return None
+        if self._until.kind == End.TSO and header.tso > self._until.value:
+            return None
         if first > self.next_offset:
             raise CorruptError(f"rows from {first} on came where {self.next_offset} was due")
         skip = self.next_offset - first

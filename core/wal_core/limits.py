@@ -33,6 +33,8 @@ CONNECTION_UNACKNOWLEDGED_MAX_BYTES = 32 * MIB
 """Above it the daemon stops reading from the connection until acknowledgements went out."""
 UNACKNOWLEDGED_MAX_BYTES = 256 * MIB
 """The same over all connections: what appends may hold in memory."""
+FAILED_PRODUCERS_MAX = 1024
+"""Remembered per connection; a client that goes on after so many refusals is cut."""
 HELLO_DEADLINE_SECONDS = 5.0
 FRAME_DEADLINE_SECONDS = 30.0
 """A started frame must be complete by then; a byte a second holds no memory for hours."""

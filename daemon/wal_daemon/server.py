@@ -20,6 +20,7 @@ from wal_core.frames import Frame, Kind
 from wal_core.limits import (
     CONNECTION_UNACKNOWLEDGED_MAX_BYTES,
     CONNECTIONS_MAX,
+    FAILED_PRODUCERS_MAX,
     FRAME_DEADLINE_SECONDS,
     HELLO_DEADLINE_SECONDS,
     RECEIVE_BUFFER_BYTES,
@@ -255,6 +256,9 @@ class Connection(asyncio.BufferedProtocol):
         self._release(request.size)
         if request.producer_id:
             self.failed_producers.setdefault(request.producer_id, error)
+            if len(self.failed_producers) > FAILED_PRODUCERS_MAX:
+                self.fail(ThrottledError("too many producers of this connection were refused"))
+                return
         self.send([frames.pack_error(request.request_id, error, outcome_unknown=outcome_unknown)])
 
     def send(self, buffers: Sequence[Buffer]) -> None:

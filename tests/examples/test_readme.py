@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
@@ -11,6 +12,9 @@ from tests.examples.readme import blocks, run_session, shape
 from wal_core import errors
 
 README = Path(__file__).parents[2] / "README.md"
+_PATH = re.compile(
+    r"`((?:core|client|storage|daemon|wal_cli|tests|examples|bench|docs)/[\w./-]+\.(?:py|md|sh))`"
+)
 
 
 def test_the_tour(tmp_path: Path) -> None:
@@ -36,12 +40,15 @@ def test_every_exit_status_is_in_the_table() -> None:
     assert listed == values
 
 
-def test_links_lead_somewhere() -> None:
-    targets = [piece.partition(")")[0] for piece in README.read_text().split("](")[1:]]
-    assert targets
-    missing = [target for target in targets if not (README.parent / target).exists()]
+def _pages() -> list[Path]:
+    root = README.parent
+    return [README, root / "CHANGELOG.md", *root.glob("docs/**/*.md")]
+
+
+@pytest.mark.parametrize("page", _pages(), ids=lambda page: page.name)
+def test_links_and_paths_lead_somewhere(page: Path) -> None:
+    text = page.read_text()
+    links = {page.parent / target for target in re.findall(r"\]\(([^):#]+)\)", text)}
+    paths = {README.parent / path for path in _PATH.findall(text)}
+    missing = [str(target) for target in links | paths if not target.exists()]
     assert not missing
-
-
-def test_it_stays_short() -> None:
-    assert len(README.read_text().splitlines()) <= 270

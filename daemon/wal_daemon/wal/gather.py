@@ -9,8 +9,10 @@ waited for. (docs/decisions/0006-group-commit.md has the measurement.)
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 
+PARTY_MAX = 64
+"""Larger groups share their fdatasync among so many that waiting for more would gain nothing."""
 QUIET_SHARE = 0.25
 QUIET_MAX_SECONDS = 0.0002
 
@@ -35,9 +37,12 @@ class Gathering:
             return False
         return now - self._since > self._quiet_limit
 
-    def committed(self, writers: Iterable[int], seconds: float) -> None:
-        """A group was committed: who took part, and how long it took."""
-        these = set(writers)
+    def committed(self, writers: Sequence[object], seconds: float) -> None:
+        """A group was committed: who took part (told apart by identity), how long it took."""
+        if len(writers) > PARTY_MAX:
+            self._expected = 1
+            return
+        these = set(map(id, writers))
         self._expected = len(these | self._last)
         self._last = these
         self._quiet_limit = min(seconds * QUIET_SHARE, QUIET_MAX_SECONDS)

@@ -219,7 +219,7 @@ class PChannel:
         seconds = self._clock.monotonic() - started
         self.commits += 1
         self.commit_seconds += seconds
-        self._gathering.committed(map(id, [request.replies for request in group]), seconds)
+        self._gathering.committed([request.replies for request in group], seconds)
         return Outcome(written, refused, None)
 
     def _assign(
@@ -246,7 +246,9 @@ class PChannel:
                 ):
                     error = _problem(request, vchannel)
                     if error is not None:
-                        request.replies.failed_producers.setdefault(request.producer_id, error)
+                        if request.producer_id:
+                            failed = request.replies.failed_producers
+                            failed.setdefault(request.producer_id, error)
                         refused.append((request, error))
                         continue
                     assert vchannel is not None
