@@ -7,7 +7,8 @@
 ...         print(batch.first, batch.bodies())
 """
 
-from wal_client.aio import AsyncClient, AsyncProducer, connect_async
+from typing import TYPE_CHECKING, Any
+
 from wal_client.endpoint import Endpoint
 from wal_client.ranges import (
     EARLIEST,
@@ -27,6 +28,9 @@ from wal_client.receipts import Ack, Receipt
 from wal_client.sync import Client, Producer, Tail, connect
 from wal_core.batch import Record
 from wal_core.errors import WalError
+
+if TYPE_CHECKING:
+    from wal_client.aio import AsyncClient, AsyncProducer, connect_async
 
 __all__ = [
     "EARLIEST",
@@ -54,3 +58,12 @@ __all__ = [
     "until_ms",
     "until_offset",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """The asyncio half is loaded when it is used: asyncio alone takes longer than all the rest."""
+    if name in ("AsyncClient", "AsyncProducer", "connect_async"):
+        from wal_client import aio
+
+        return getattr(aio, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

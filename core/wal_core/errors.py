@@ -236,9 +236,9 @@ class ThrottledError(WalError):
 
 
 class SlowSubscriberError(WalError):
-    """The subscriber did not take its rows in time and was cut off.
+    """The client took none of its rows for ten minutes and was cut off; the daemon's log says so.
 
-    The message tells the offset from which to resume.
+    Nothing is lost: subscribe again at the next offset, as `wal tail` and the Python client do.
     """
 
     code = "slow-subscriber"

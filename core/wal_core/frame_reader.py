@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from wal_core.frames import FRAME, FRAME_SIZE_BYTES, check_frame_head
-from wal_core.limits import DIRECT_FRAME_MIN_BYTES, FRAME_META_MAX_BYTES
+from wal_core.limits import DIRECT_FRAME_MIN_BYTES, FRAME_META_MAX_BYTES, FRAME_PAYLOAD_MAX_BYTES
 
 _UNCHECKED_BYTES = FRAME_META_MAX_BYTES
 """A frame of this size breaks no limit, whatever its parts."""
@@ -22,7 +22,16 @@ class FrameReader:
     ``on_frame`` gets kind, flags, request id, meta and body of each frame; all are the receiver's
     to keep. Raises ProtocolError."""
 
-    __slots__ = ("_frame", "_got", "_large", "_on_frame", "_partial", "_view", "waiting")
+    __slots__ = (
+        "_frame",
+        "_got",
+        "_large",
+        "_on_frame",
+        "_partial",
+        "_view",
+        "payload_max",
+        "waiting",
+    )
 
     def __init__(
         self,
@@ -35,6 +44,8 @@ class FrameReader:
         self._large: memoryview | None = None
         self._got = 0
         self._frame = (0, 0, 0, 0)
+        self.payload_max = FRAME_PAYLOAD_MAX_BYTES
+        """A stranger may be held to less."""
         self.waiting = False
         """Whether a frame has begun and is not complete."""
 
@@ -65,7 +76,7 @@ class FrameReader:
         while length - at >= FRAME_SIZE_BYTES:
             size, kind, flags, meta_size, request_id = FRAME.unpack_from(data, at)
             if size > _UNCHECKED_BYTES or meta_size > size:
-                check_frame_head(size, meta_size)
+                check_frame_head(size, meta_size, self.payload_max)
             start = at + FRAME_SIZE_BYTES
             end = start + size
             if end > length:

@@ -121,10 +121,12 @@ def frame_head(kind: int, request_id: int, meta: bytes, body_length: int, flags:
     return FRAME.pack(len(meta) + body_length, kind, flags, len(meta), request_id) + meta
 
 
-def check_frame_head(payload_length: int, meta_length: int) -> None:
+def check_frame_head(
+    payload_length: int, meta_length: int, payload_max: int = FRAME_PAYLOAD_MAX_BYTES
+) -> None:
     """Refuses lengths over the limits before any memory is taken for them."""
     if (
-        payload_length > FRAME_PAYLOAD_MAX_BYTES
+        payload_length > payload_max
         or meta_length > FRAME_META_MAX_BYTES
         or meta_length > payload_length
     ):

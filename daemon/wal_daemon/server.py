@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Protocol, cast
 
 from wal_core import frames
-from wal_core.errors import ProtocolError, ThrottledError, WalError
+from wal_core.errors import ProtocolError, SlowSubscriberError, ThrottledError, WalError
 from wal_core.frame_reader import FrameReader
 from wal_core.frames import Frame, Kind
 from wal_core.limits import (
@@ -22,11 +22,15 @@ from wal_core.limits import (
     CONNECTIONS_MAX,
     FAILED_PRODUCERS_MAX,
     FRAME_DEADLINE_SECONDS,
+    FRAME_META_MAX_BYTES,
+    FRAME_PAYLOAD_MAX_BYTES,
     HELLO_DEADLINE_SECONDS,
     RECEIVE_BUFFER_BYTES,
     SEND_BUFFER_HIGH_BYTES,
+    SUBSCRIBER_STALL_SECONDS,
     UNACKNOWLEDGED_MAX_BYTES,
 )
+from wal_daemon.deadlines import Deadlines
 from wal_daemon.wal.requests import ROW_KINDS, AppendRequest
 from wal_daemon.wal.subscription import Subscription
 from wal_storage.disk import Buffer
@@ -66,43 +70,16 @@ class Server:
         self.accepted = 0
         self.refused = 0
         self._view = memoryview(bytearray(RECEIVE_BUFFER_BYTES))
-        self._loop = asyncio.get_running_loop()
-        self._waiting: dict[Connection, float] = {}
-        """Connections that owe us the rest of a frame, and until when."""
-        self._sweeper: asyncio.TimerHandle | None = None
+        self.deadlines = Deadlines(asyncio.get_running_loop())
 
     @property
     def receive_view(self) -> memoryview:
         return self._view
 
-    def expect_by(self, connection: Connection, seconds: float) -> None:
-        """Cut the connection unless ``satisfied`` comes in time. No timer runs when none waits."""
-        if connection not in self._waiting:
-            self._waiting[connection] = self._loop.time() + seconds
-            if self._sweeper is None:
-                self._sweeper = self._loop.call_later(seconds, self._sweep)
-
-    def satisfied(self, connection: Connection) -> None:
-        self._waiting.pop(connection, None)
-        if not self._waiting and self._sweeper is not None:
-            self._sweeper.cancel()
-            self._sweeper = None
-
     def close(self) -> None:
         for connection in tuple(self.connections):
             connection.close()
-        if self._sweeper is not None:
-            self._sweeper.cancel()
-
-    def _sweep(self) -> None:
-        now = self._loop.time()
-        for connection, deadline in tuple(self._waiting.items()):
-            if deadline <= now:
-                connection.fail(ProtocolError("a frame was not complete in time"))
-        self._sweeper = None
-        if self._waiting:
-            delay = min(self._waiting.values()) - now
-            self._sweeper = self._loop.call_later(max(delay, 0.1), self._sweep)
+        self.deadlines.close()
 
 
 class Connection(asyncio.BufferedProtocol):
@@ -112,6 +89,7 @@ class Connection(asyncio.BufferedProtocol):
         self._server = server
         self._transport: asyncio.Transport | None = None
         self._reader = FrameReader(server.receive_view, self._dispatch)
+        self._reader.payload_max = FRAME_META_MAX_BYTES  # Nothing larger before the hello.
         self._greeted = False
         self._unacknowledged = 0
         self._reading_paused = False
@@ -137,11 +115,12 @@ class Connection(asyncio.BufferedProtocol):
         packed = peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
         self.peer_pid, self.peer_uid, _ = _CREDENTIALS.unpack(packed)
         server.connections.add(self)
-        server.expect_by(self, HELLO_DEADLINE_SECONDS)
+        server.deadlines.set((self, "frame"), HELLO_DEADLINE_SECONDS, self._frame_late)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._server.connections.discard(self)
-        self._server.satisfied(self)
+        self._server.deadlines.clear((self, "frame"))
+        self._server.deadlines.clear((self, "stall"))
         self._transport = None
         for subscription in tuple(self._subscriptions.values()):
             subscription.close()
@@ -150,9 +129,11 @@ class Connection(asyncio.BufferedProtocol):
 
     def pause_writing(self) -> None:
         self.paused = True
+        self._server.deadlines.set((self, "stall"), SUBSCRIBER_STALL_SECONDS, self._stalled)
 
     def resume_writing(self) -> None:
         self.paused = False
+        self._server.deadlines.clear((self, "stall"))
         for subscription in tuple(self._subscriptions.values()):
             subscription.wake()
 
@@ -177,9 +158,9 @@ class Connection(asyncio.BufferedProtocol):
         """A frame that has begun must be complete in time, or the connection is cut."""
         self._owes = owes
         if owes:
-            self._server.expect_by(self, FRAME_DEADLINE_SECONDS)
+            self._server.deadlines.set((self, "frame"), FRAME_DEADLINE_SECONDS, self._frame_late)
         else:
-            self._server.satisfied(self)
+            self._server.deadlines.clear((self, "frame"))
 
     def _dispatch(
         self,
@@ -198,7 +179,8 @@ class Connection(asyncio.BufferedProtocol):
         if not self._greeted:
             frames.check_hello(frame)
             self._greeted = True
-            self._server.satisfied(self)
+            self._reader.payload_max = FRAME_PAYLOAD_MAX_BYTES
+            self._server.deadlines.clear((self, "frame"))
             self.send([self._server.service.hello()])
             return
         try:
@@ -290,6 +272,19 @@ class Connection(asyncio.BufferedProtocol):
         if not self._reading_paused and self._transport is not None:
             self._reading_paused = True
             self._transport.pause_reading()
+
+    def _frame_late(self) -> None:
+        self.fail(ProtocolError("a frame was not complete in time"))
+
+    def _stalled(self) -> None:
+        """It takes nothing, not even the reason: its socket is full. It resumes at its own next
+        offset when it connects again."""
+        log.warning(
+            "a stalled client is cut",
+            extra={"pid": self.peer_pid, "code": SlowSubscriberError.code},
+        )
+        if self._transport is not None:
+            self._transport.abort()
 
     # -- subscriptions -----------------------------------------------------------------------------
 

@@ -139,6 +139,16 @@ def stop_process(pid: int, number: int = signal.SIGTERM) -> None:
             os.close(fd)
 
 
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Wal]:
+    """`wal` with a running daemon that the tests of a module share: for those that mind no
+    collections of others."""
+    runner = Wal(tmp_path_factory.mktemp("served"))
+    runner.ok("up")
+    yield runner
+    runner.close()
+
+
 @pytest.fixture
 def wal(tmp_path: Path) -> Iterator[Wal]:
     """`wal` with a data directory of its own; its daemons are stopped at the end."""

@@ -55,18 +55,18 @@ def masked(text: bytes, name: str) -> bytes:
 
 
 @pytest.mark.parametrize(("words", "data"), LINES)
-def test_both_ways_do_the_same(wal: Wal, words: list[str | bytes], data: bytes | None) -> None:
-    wal.ok("up")
+def test_both_ways_do_the_same(served: Wal, words: list[str | bytes], data: bytes | None) -> None:
     results = []
-    for name, env in (("short", {}), ("long", LONG_WAY)):
+    number = LINES.index((words, data))
+    for name, env in ((f"short{number}", {}), (f"long{number}", LONG_WAY)):
         argv = [
             word.replace(b"NAME", name.encode())
             if isinstance(word, bytes)
             else word.replace("NAME", name)
             for word in words
         ]
-        done = wal("append", *argv, input=data, env=env)
-        stored = wal("tail", name, "-o", "len32")
+        done = served("append", *argv, input=data, env=env)
+        stored = served("tail", name, "-o", "len32")
         results.append((done.status, masked(done.out, name), masked(done.err, name), stored.out))
     assert results[0] == results[1]
 

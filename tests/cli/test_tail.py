@@ -12,12 +12,13 @@ import signal
 import struct
 import subprocess
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from tests.cli.conftest import Result, Wal
+from wal_client.endpoint import Endpoint
+from wal_client.sync import Client
 
 BODIES = [b"plain", b"", b"\xff\xfe", b"\0nul\0", "é".encode(), b"two\nlines", b""]
 
@@ -53,29 +54,22 @@ def ten(wal: Wal) -> Wal:
 
 
 @pytest.fixture(scope="module")
-def shared_ten(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Wal]:
+def shared_ten(served: Wal) -> Wal:
     """For tests that only read."""
-    runner = Wal(tmp_path_factory.mktemp("shared"))
-    yield append_ten(runner)
-    runner.close()
+    return append_ten(served)
 
 
 @pytest.fixture
 def sharded(wal: Wal) -> Wal:
-    """Collection ``s`` with two shards, keys ``a`` and ``b`` in different ones, four rows each."""
+    """Collection ``s`` with four rows in each of two shards, written by turns."""
     wal.ok("collection", "create", "s", "--shards", "2")
-    keys = {row_shard(wal, key): key for key in "abcdefgh"}
-    wal.ok("collection", "drop", "s", "--yes")
-    wal.ok("collection", "create", "s", "--shards", "2")
-    for number in range(4):
-        for shard in (0, 1):
-            wal.ok("append", "s", "-q", "-k", keys[shard], f"{shard}:{number}")
+    with Client(Endpoint(str(wal.dir / "wald.sock"))) as client:
+        with client.producer("s") as producer:
+            keys = {producer.shard_of(key): key for key in (b"a", b"b", b"c", b"d", b"e")}
+        for number in range(4):
+            for shard in (0, 1):
+                client.append("s", [b"%d:%d" % (shard, number)], key=keys[shard])
     return wal
-
-
-def row_shard(wal: Wal, key: str) -> int:
-    part = wal.ok("append", "s", "-k", key, "-o", "json", "x").json["parts"][0]
-    return int(part["vchannel"].rpartition("v")[2])
 
 
 # -- what is printed -------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""faults.md, row 5: fdatasync fails in the real daemon (strace makes it fail, it is never called)."""
+"""Row 5 of faults: fdatasync fails in the real daemon (strace fails it without calling it)."""
 
 from __future__ import annotations
 

@@ -93,6 +93,7 @@ def test_another_protocol_version_is_named(daemon: Daemon) -> None:
         frames.pack_hello() + frames.pack_frame(Kind.SUBSCRIBE, 1, b"short"),
         frames.pack_hello() + frames.pack_frame(Kind.OPEN, 1),
         frames.pack_hello() + frames.pack_frame(Kind.APPEND, 1, b"x" * 80, b"y"),
+        struct.pack("<IBBHI", 1 << 20, 6, 0, 0, 1),
         frames.pack_hello() + struct.pack("<IBBHI", 0xFFFFFFF0, 6, 0, 0, 1),
     ],
 )

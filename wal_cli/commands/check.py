@@ -1,15 +1,16 @@
-"""`wal check` and `wal dump`: look at the files themselves."""
+"""`wal check` and `wal dump`: look at the files themselves.
+
+`wal_cli.offline` is imported by the functions: storage would slow down the start of every command.
+"""
 
 from __future__ import annotations
 
 import sys
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from wal_cli import offline
 from wal_cli.context import Context
-from wal_cli.offline import Bound, Report
 from wal_cli.options import with_context
 from wal_cli.render import Progress, print_json, size_text
 from wal_client.sync import Client
@@ -21,6 +22,9 @@ from wal_core.errors import (
     UnreachableError,
     UsageError,
 )
+
+if TYPE_CHECKING:
+    from wal_cli.offline import Bound, Report
 
 
 @with_context()
@@ -39,6 +43,8 @@ def check(
     Works with and without a daemon. Exit status 0: all is well; 1: something to look at; 5:
     corruption. Changes nothing, except that --repair takes your word for records that were cut off
     and possibly acknowledged."""
+    from wal_cli import offline
+
     directory = offline.open_directory(context.settings.directory)
     if repair:
         _confirm(yes)
@@ -72,6 +78,8 @@ def dump(
     """Print a log segment in readable form.
 
     Needs no daemon. Exit status 5 where the segment is damaged."""
+    from wal_cli import offline
+
     status = EXIT_OK
     pieces = []
     for piece in offline.dump(file):
@@ -107,6 +115,8 @@ def _daemon(context: Context) -> Client | None:
 
 
 def _bounds(client: Client | None) -> dict[int, Bound] | None:
+    from wal_cli.offline import Bound
+
     if client is None:
         return None
     return {one["pchannel"]: Bound(one["tip"], one["position"]) for one in client.call("bounds")}
