@@ -194,7 +194,7 @@ def _program() -> list[str]:
 def _require_known_format(directory: str) -> None:
     """Raises FormatError. Storage is not imported where the directory is a new one."""
     if os.path.exists(os.path.join(directory, "format")):
-        from wal_cli.offline import require_known_format
+        from wal_cli.offline.checking import require_known_format
 
         require_known_format(directory)
 

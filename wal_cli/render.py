@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from wal_cli.context import Context, is_terminal
 from wal_core.clock import Clock
+from wal_core.errors import UsageError
 
 _PROGRESS_DELAY_SECONDS = 1.0
 _PROGRESS_WIDTH = 30
@@ -54,6 +55,17 @@ def size_text(size: int) -> str:
             return f"{size} B" if unit == "B" else f"{value:.1f} {unit}"
         value /= 1024
     return f"{value:.1f} TiB"
+
+
+def confirm(what: str, question: str, hint: str) -> None:
+    """Ask the person at the terminal; where there is none, only ``--yes`` answers.
+
+    Raises UsageError unless the answer is yes."""
+    if sys.stdin is None or not sys.stdin.isatty():
+        raise UsageError(f"{what} takes a confirmation", hint=hint)
+    print(f"{question} [y/N] ", end="", file=sys.stderr, flush=True)
+    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+        raise UsageError(f"{what} was not confirmed", hint="answer y, or give --yes")
 
 
 class Progress:

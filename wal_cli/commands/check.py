@@ -12,7 +12,7 @@ import typer
 
 from wal_cli.context import Context
 from wal_cli.options import with_context
-from wal_cli.render import Progress, print_json, size_text
+from wal_cli.render import Progress, confirm, print_json, size_text
 from wal_client.sync import Client
 from wal_core.clock import SystemClock
 from wal_core.errors import (
@@ -20,11 +20,10 @@ from wal_core.errors import (
     EXIT_CORRUPT,
     EXIT_OK,
     UnreachableError,
-    UsageError,
 )
 
 if TYPE_CHECKING:
-    from wal_cli.offline import Bound, Report
+    from wal_cli.offline.checking import Bound, Report
 
 
 @with_context()
@@ -43,23 +42,28 @@ def check(
     Works with and without a daemon. Exit status 0: all is well; 1: something to look at; 5:
     corruption. Changes nothing, except that --repair takes your word for records that were cut off
     and possibly acknowledged."""
-    from wal_cli import offline
+    from wal_cli.offline import checking
 
-    directory = offline.open_directory(context.settings.directory)
+    directory = checking.open_directory(context.settings.directory)
     if repair:
-        _confirm(yes)
-        for name in offline.accept_cuts(directory):
+        if not yes:
+            confirm(
+                "--repair",
+                "accept that the cut records, possibly acknowledged, are lost?",
+                "wal check --repair --yes",
+            )
+        for name in checking.accept_cuts(directory):
             print(f"accepted {name}", file=sys.stderr)
-    progress = Progress(SystemClock(), "checking", offline.bytes_to_read(directory))
+    progress = Progress(SystemClock(), "checking", checking.bytes_to_read(directory))
     client = _daemon(context)
     try:
-        report = offline.check_logs(
+        report = checking.check_logs(
             directory, deep=deep, bounds=_bounds(client), advance=progress.advance
         )
         if client is None:
-            offline.check_catalog(directory, report)
+            checking.check_catalog(directory, report)
         elif len(report.states) == len(directory.pchannels()):
-            offline.compare_collections(report, _listed(client), "the daemon")
+            checking.compare_collections(report, _listed(client), "the daemon")
     finally:
         progress.close()
         if client is not None:
@@ -78,11 +82,11 @@ def dump(
     """Print a log segment in readable form.
 
     Needs no daemon. Exit status 5 where the segment is damaged."""
-    from wal_cli import offline
+    from wal_cli.offline import dumping
 
     status = EXIT_OK
     pieces = []
-    for piece in offline.dump(file):
+    for piece in dumping.dump(file):
         if piece["kind"] == "end" and piece["what"] == "damaged":
             status = EXIT_CORRUPT
         if context.output == "json":
@@ -96,17 +100,6 @@ def dump(
     return status
 
 
-def _confirm(yes: bool) -> None:
-    if yes:
-        return
-    if sys.stdin is None or not sys.stdin.isatty():
-        raise UsageError("--repair takes a confirmation", hint="wal check --repair --yes")
-    question = "accept that the cut records, possibly acknowledged, are lost? [y/N] "
-    print(question, end="", file=sys.stderr, flush=True)
-    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
-        raise UsageError("nothing was accepted", hint="answer y, or give --yes")
-
-
 def _daemon(context: Context) -> Client | None:
     try:
         return context.client(autostart=False)
@@ -115,7 +108,7 @@ def _daemon(context: Context) -> Client | None:
 
 
 def _bounds(client: Client | None) -> dict[int, Bound] | None:
-    from wal_cli.offline import Bound
+    from wal_cli.offline.checking import Bound
 
     if client is None:
         return None

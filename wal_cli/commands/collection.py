@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Annotated, Any
 
 import typer
 
 from wal_cli.context import Context
 from wal_cli.options import Command, Group, with_context
-from wal_cli.render import print_json, print_pairs, print_table
-from wal_core.errors import EXIT_OK, UnsupportedError, UsageError
+from wal_cli.render import confirm, print_json, print_pairs, print_table
+from wal_core.errors import EXIT_OK, UnsupportedError
 from wal_core.names import check_name
 
 app = typer.Typer(cls=Group, rich_markup_mode=None)
@@ -96,7 +95,11 @@ def drop(
     with context.client() as client:
         rows = client.call("describe", name=name)["rows"]
         if not yes:
-            _confirm(name, rows)
+            confirm(
+                f"dropping {name!r}",
+                f"drop {name} with {rows} rows?",
+                f"wal collection drop {name} --yes",
+            )
         dropped = client.call("drop", name=name)
     if context.json:
         print_json(dropped)
@@ -114,14 +117,3 @@ def _print_description(context: Context, found: dict[str, Any]) -> None:
         for one in found["shards"]
     ]
     print_table(context, ("SHARD", "VCHANNEL", "FIRST", "NEXT", "LAST TSO"), rows)
-
-
-def _confirm(name: str, rows: int) -> None:
-    """Ask the person at the terminal; where there is none, only `--yes` answers."""
-    if sys.stdin is None or not sys.stdin.isatty():
-        raise UsageError(
-            f"dropping {name!r} takes a confirmation", hint=f"wal collection drop {name} --yes"
-        )
-    print(f"drop {name} with {rows} rows? [y/N] ", end="", file=sys.stderr, flush=True)
-    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
-        raise UsageError(f"{name!r} was not dropped", hint="answer y, or give --yes")

@@ -1,0 +1,1 @@
+"""Read a data directory without a daemon. Nothing else of the command line knows storage."""
