@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import socket
 import struct
 from collections.abc import Callable, Sequence
@@ -94,6 +95,8 @@ class Connection(asyncio.BufferedProtocol):
         self._unacknowledged = 0
         self._reading_paused = False
         self._owes = False
+        self._answers = b""
+        self._fd = -1
         self._subscriptions: dict[int, Subscription] = {}
         self.paused = False
         self.failed_producers: dict[int, WalError] = {}
@@ -112,6 +115,7 @@ class Connection(asyncio.BufferedProtocol):
             self.fail(ThrottledError(f"{CONNECTIONS_MAX} connections are open"))
             return
         peer = transport.get_extra_info("socket")
+        self._fd = peer.fileno()
         packed = peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
         self.peer_pid, self.peer_uid, _ = _CREDENTIALS.unpack(packed)
         server.connections.add(self)
@@ -220,19 +224,34 @@ class Connection(asyncio.BufferedProtocol):
 
     def acknowledge(self, request: AppendRequest) -> None:
         self._release(request.size)
-        if self._transport is not None:  # Its writes of one turn of the loop go out as one.
-            self._transport.write(
-                _pack_append_ok(
-                    _APPEND_OK_SIZE_BYTES,
-                    _APPEND_OK,
-                    0 if request.buffered else frames.FLAG_DURABLE,
-                    _APPEND_OK_SIZE_BYTES,
-                    request.request_id,
-                    request.first_offset,
-                    request.tso,
-                    request.rows,
-                )
-            )
+        self._answers += _pack_append_ok(
+            _APPEND_OK_SIZE_BYTES,
+            _APPEND_OK,
+            0 if request.buffered else frames.FLAG_DURABLE,
+            _APPEND_OK_SIZE_BYTES,
+            request.request_id,
+            request.first_offset,
+            request.tso,
+            request.rows,
+        )
+
+    def flush(self) -> None:
+        """Send the answers that have gathered: past the event loop where its queue is empty, so
+        that the client is at work again while the daemon keeps its books."""
+        answers, self._answers = self._answers, b""
+        transport = self._transport
+        if transport is None:
+            return
+        if transport.get_write_buffer_size() == 0:
+            try:
+                answers = answers[os.write(self._fd, answers) :]
+            except BlockingIOError:
+                pass
+            except OSError:
+                return  # The loop will tell that the connection is lost.
+            if not answers:
+                return
+        transport.write(answers)
 
     def refuse(self, request: AppendRequest, error: WalError, outcome_unknown: bool) -> None:
         self._release(request.size)

@@ -38,7 +38,14 @@ from wal_core.message import NO_OFFSET, Message, MessageType, message
 from wal_core.tso import TsoSource
 from wal_daemon.wal.buffer import WriteAheadBuffer
 from wal_daemon.wal.gather import Gathering
-from wal_daemon.wal.requests import ANY_OFFSET, NOBODY, AppendRequest, FutureReplies, own_request
+from wal_daemon.wal.requests import (
+    ANY_OFFSET,
+    NOBODY,
+    AppendRequest,
+    FutureReplies,
+    Replies,
+    own_request,
+)
 from wal_storage.state import VChannelState, decode_create
 from wal_storage.walstore.base import Recovered, WalStorage
 
@@ -283,6 +290,8 @@ class PChannel:
             self._rest()
 
     def _confirm(self, requests: list[AppendRequest]) -> None:
+        """Tell who waits, first of all; then let readers see the group."""
+        self._acknowledge([request for request in requests if not request.buffered])
         rows: dict[int, list[Message]] = {}
         size = 0
         for request in requests:
@@ -306,15 +315,20 @@ class PChannel:
             self.buffer.add(rows, self.wal.tip_id, size)
             if self._expiry_timer is None:
                 self._expire()
-        self._acknowledge([request for request in requests if not request.buffered])
         for vchannel in rows:
             for wake in tuple(self.listeners.get(vchannel, ())):
                 wake()
 
     def _acknowledge(self, requests: list[AppendRequest]) -> None:
+        last: Replies = NOBODY
         for request in requests:
-            request.replies.acknowledge(request)
+            replies = request.replies
+            if replies is not last:
+                last.flush()
+                last = replies
+            replies.acknowledge(request)
             request.replies = NOBODY
+        last.flush()
 
     def _fail(self, outcome: Outcome) -> None:
         failure = outcome.failure

@@ -42,6 +42,9 @@ class Replies(Protocol):
     def acknowledge(self, request: AppendRequest) -> None:
         """The message is confirmed (or, for a buffered request, sequenced)."""
 
+    def flush(self) -> None:
+        """Send the answers that have gathered, as one."""
+
     def refuse(self, request: AppendRequest, error: WalError, outcome_unknown: bool) -> None:
         """The message is not acknowledged; ``outcome_unknown``: its bytes may be in the log."""
 
@@ -104,6 +107,8 @@ class FutureReplies:
         if not self.future.done():
             self.future.set_result(request)
 
+    def flush(self) -> None: ...
+
     def refuse(self, request: AppendRequest, error: WalError, outcome_unknown: bool) -> None:
         if not self.future.done():
             self.future.set_exception(error)
@@ -115,6 +120,7 @@ class _Nobody:
     failed_producers: dict[int, WalError] = {}  # noqa: RUF012
 
     def acknowledge(self, request: AppendRequest) -> None: ...
+    def flush(self) -> None: ...
     def refuse(self, request: AppendRequest, error: WalError, outcome_unknown: bool) -> None: ...
 
 
