@@ -72,6 +72,8 @@ DISK_RETRY_SECONDS = 1.0
 WRITE_AHEAD_BUFFER_BYTES = 64 * MIB
 WRITE_AHEAD_BUFFER_SECONDS = 30.0
 SCAN_CHUNK_BYTES = 1 * MIB
+SCAN_AHEAD_BYTES = 8 * MIB
+"""How far the kernel is asked to read ahead of a scanner."""
 SEND_BUFFER_HIGH_BYTES = 2 * MIB
 """A subscriber's socket buffer in the daemon; above it the subscriber is served no more."""
 

@@ -118,6 +118,18 @@ class Disk:
         finally:
             os.close(fd)
 
+    def prefetch(self, fd: int, size: int, position: int) -> None:
+        """Have the kernel begin to read what will be asked for soon."""
+        os.posix_fadvise(fd, position, size, os.POSIX_FADV_WILLNEED)
+
+    def prefetch_all(self, name: str) -> None:
+        """The same for a whole file."""
+        fd = self.open_read(name)
+        try:
+            self.prefetch(fd, 0, 0)
+        finally:
+            os.close(fd)
+
     def reread_from_device(self, fd: int) -> None:
         """Make the next read see the device: after a failed fsync the page cache may hold bytes
         that are marked clean and were never written."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import struct
 from collections.abc import Callable, Mapping
@@ -216,6 +217,9 @@ class _PChannelCheck:
         state: ChannelState | None = ChannelState()  # Of a log that has no segment yet.
         for at, segment in enumerate(segments):
             following = segments[at + 1] if at + 1 < len(segments) else None
+            if self._deep and following is not None:
+                with contextlib.suppress(OSError):  # Reported when its turn comes.
+                    self._disk.prefetch_all(following.file_name)
             state = self._check_segment(segment, following)
         if state is not None:
             self._report.states[self._number] = state

@@ -7,7 +7,7 @@ from typing import Protocol
 
 from wal_core.checksum import crc32c
 from wal_core.errors import CorruptError
-from wal_core.limits import SCAN_CHUNK_BYTES
+from wal_core.limits import SCAN_AHEAD_BYTES, SCAN_CHUNK_BYTES
 from wal_core.message import (
     HEADER_SIZE_BYTES,
     Header,
@@ -102,7 +102,7 @@ class FileScanner:
         if self._fd < 0:
             id = self._source.segments[self._ordinal].id
             self._fd = self._disk.open_read(id.file_name)
-            os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_SEQUENTIAL)
+            self._disk.prefetch(self._fd, SCAN_AHEAD_BYTES, self._position)
             self._seed = identity_seed(*id)
         return self._fd
 
@@ -110,6 +110,8 @@ class FileScanner:
         fd = self._open()
         start = self._position
         size = min(SCAN_CHUNK_BYTES, limit - start)
+        # The disk works on the chunks to come while this one is checked and sent.
+        self._disk.prefetch(fd, SCAN_CHUNK_BYTES, start + SCAN_AHEAD_BYTES)
         while True:
             data = memoryview(self._disk.read(fd, size, start)).toreadonly()
             if len(data) < size:
