@@ -208,6 +208,38 @@ def connections(bench: Bench) -> Iterator[Row]:
         )
 
 
+def pchannels(bench: Bench) -> Iterator[Row]:
+    """Appends to 8 collections from 48 connections, on 1, 2 and 4 logs."""
+
+    def on(number: int) -> Callable[[], float]:
+        def once() -> float:
+            config = bench.folder / "pchannels.toml"
+            config.write_text(f"pchannels = {number}\n")
+            daemon = Daemon(bench.folder / "wal", "--config", str(config))
+            result = load.run(
+                str(daemon.folder),
+                "rows",
+                connections=48,
+                requests=bench.requests * 2,
+                size=1024,
+                collections=8,
+            )
+            daemon.remove()
+            return result.rate
+
+        return once
+
+    rates = rotate(bench.rounds, on(1), on(2), on(4))
+    for number, rate in zip((2, 4), rates[1:], strict=True):
+        yield Row.at_most(
+            f"{number} PChannels / 1: 8 collections, 48 connections",
+            f"{median(rate):,.0f}/s ({spread(rate)})",
+            f"1 PChannel: {median(rates[0]):,.0f}/s ({spread(rates[0])})",
+            median(rate) / median(rates[0]),
+            1.0,
+        )
+
+
 def tail(bench: Bench) -> Iterator[Row]:
     """Catch-up to a pipe, and the way from an append to a tailing reader."""
     daemon = bench.daemon()
@@ -405,6 +437,7 @@ GROUPS = {
     "pipe": pipe_append,
     "producer": python_producer,
     "connections": connections,
+    "pchannels": pchannels,
     "tail": tail,
     "start": start_up,
     "rest": resting,

@@ -17,8 +17,9 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
+from wal_client.connection import Connection
 from wal_client.endpoint import Endpoint
-from wal_client.sync import Client, Connection
+from wal_client.sync import Client
 from wal_core.clock import SystemClock, sleep
 from wal_core.errors import (
     BugError,

@@ -16,8 +16,8 @@ from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 
 from wal_cli.framing import Batch, Framing, Keyed, cut
+from wal_client.producer import Producer
 from wal_client.receipts import Ack
-from wal_client.sync import Producer
 from wal_core.batch import Record
 from wal_core.errors import EXIT_BAD_INPUT, EXIT_OUTCOME_UNKNOWN, WalError
 from wal_core.limits import BATCH_TARGET_BYTES, MIB

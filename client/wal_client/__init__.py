@@ -9,7 +9,9 @@
 
 from typing import TYPE_CHECKING, Any
 
+from wal_client.consumer import Tail
 from wal_client.endpoint import Endpoint
+from wal_client.producer import Producer
 from wal_client.ranges import (
     EARLIEST,
     FOLLOW,
@@ -25,7 +27,7 @@ from wal_client.ranges import (
     until_offset,
 )
 from wal_client.receipts import Ack, Receipt
-from wal_client.sync import Client, Producer, Tail, connect
+from wal_client.sync import Client, connect
 from wal_core.batch import Record
 from wal_core.errors import WalError
 

@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from wal_client.connection import Connection
 from wal_client.endpoint import Endpoint
-from wal_client.sync import Connection
 from wal_core.errors import WalError
 
 PROGRAM = str(Path(sys.executable).with_name("wal"))

@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import random
 
+from wal_client.producer import Producer
 from wal_client.receipts import Ack
-from wal_client.sync import Client, Producer
+from wal_client.sync import Client
 from wal_core.errors import WalError
 
 

@@ -21,8 +21,9 @@ from wal_cli.framing import Batch, Keyed, cut, framing, pack
 from wal_cli.options import with_context
 from wal_cli.pump import Acknowledged, Interrupt, Pump, Sender
 from wal_cli.render import Progress, print_json
+from wal_client.producer import Producer
 from wal_client.receipts import Receipt
-from wal_client.sync import Client, Producer
+from wal_client.sync import Client
 from wal_core.batch import Record, check_record_size, type_headers
 from wal_core.clock import SystemClock
 from wal_core.errors import (

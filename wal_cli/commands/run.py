@@ -16,8 +16,8 @@ import typer
 from wal_cli.context import Context
 from wal_cli.lifecycle import failure_of, spawn, wait_until_ready
 from wal_cli.options import with_context
+from wal_client.connection import Connection
 from wal_client.endpoint import Endpoint
-from wal_client.sync import Connection
 from wal_core.clock import SystemClock
 from wal_core.errors import EXIT_OK, NodeHeldError, UnreachableError, UsageError, WalError
 from wal_core.settings import Settings, default_socket, resolve

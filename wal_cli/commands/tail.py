@@ -21,6 +21,7 @@ from wal_cli import rows
 from wal_cli.context import Context, is_terminal
 from wal_cli.options import with_context
 from wal_cli.times import parse_from, parse_until
+from wal_client.consumer import Tail
 from wal_client.ranges import (
     EARLIEST,
     FOLLOW,
@@ -30,7 +31,7 @@ from wal_client.ranges import (
     from_last,
     from_offset,
 )
-from wal_client.sync import Client, Tail
+from wal_client.sync import Client
 from wal_core.clock import SystemClock
 from wal_core.errors import EXIT_OK, UnsupportedError, UsageError
 from wal_core.frames import End
