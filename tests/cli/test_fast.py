@@ -12,8 +12,11 @@ import pytest
 
 from tests.cli.conftest import Wal
 from wal_cli import fast
+from wal_client.endpoint import Endpoint
+from wal_client.sync import Client
 from wal_core import frames, limits, message
 from wal_core.checksum import crc32c as reference
+from wal_core.errors import NotFoundError
 
 LONG_WAY = {"WAL_TIMEOUT": "30"}
 """A setting that the short cut leaves alone."""
@@ -54,21 +57,31 @@ def masked(text: bytes, name: str) -> bytes:
     return re.sub(rb"tso \d+", b"tso T", text).replace(name.encode(), b"NAME")
 
 
-@pytest.mark.parametrize(("words", "data"), LINES)
-def test_both_ways_do_the_same(served: Wal, words: list[str | bytes], data: bytes | None) -> None:
-    results = []
-    number = LINES.index((words, data))
-    for name, env in ((f"short{number}", {}), (f"long{number}", LONG_WAY)):
-        argv = [
-            word.replace(b"NAME", name.encode())
-            if isinstance(word, bytes)
-            else word.replace("NAME", name)
-            for word in words
-        ]
-        done = served("append", *argv, input=data, env=env)
-        stored = served("tail", name, "-o", "len32")
-        results.append((done.status, masked(done.out, name), masked(done.err, name), stored.out))
-    assert results[0] == results[1]
+def test_both_ways_do_the_same(wal: Wal) -> None:
+    wal.ok("up")
+    for number, (words, data) in enumerate(LINES):
+        results = []
+        for kind, env in (("short", {}), ("long", LONG_WAY)):
+            name = f"{kind}{number}"
+            argv = [
+                word.replace(b"NAME", name.encode())
+                if isinstance(word, bytes)
+                else word.replace("NAME", name)
+                for word in words
+            ]
+            done = wal("append", *argv, input=data, env=env)
+            results.append((done.status, masked(done.out, name), masked(done.err, name)))
+        assert results[0] == results[1], words
+        results = [stored(wal, f"{kind}{number}") for kind in ("short", "long")]
+        assert results[0] == results[1], words
+
+
+def stored(wal: Wal, name: str) -> list[bytes] | None:
+    with Client(Endpoint(str(wal.dir / "wald.sock"))) as client:
+        try:
+            return [body for batch in client.tail(name) for body in batch.bodies()]
+        except NotFoundError:
+            return None
 
 
 def probe(wal: Wal, *argv: str, data: bytes = b"") -> tuple[int, set[str]]:

@@ -1,359 +1,230 @@
-"""`wal tail`: what it prints, where it starts, where it ends, and what it survives."""
+"""`wal tail` through real processes, pipes and a pseudo-terminal."""
 
 from __future__ import annotations
 
-import base64
 import json
 import os
 import pty
 import re
 import select
 import signal
-import struct
 import subprocess
 import time
-from typing import Any
+from pathlib import Path
 
 import pytest
 
-from tests.cli.conftest import Result, Wal
-from wal_client.endpoint import Endpoint
-from wal_client.sync import Client
-
-BODIES = [b"plain", b"", b"\xff\xfe", b"\0nul\0", "é".encode(), b"two\nlines", b""]
+from tests.cli.conftest import Wal, stop_process
+from tests.cli.test_append import client, eventually, lines_of, raw
 
 
-def rows(result: Result) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in result.text.splitlines()]
+def bodies(data: bytes) -> list[str]:
+    return [json.loads(line)["body"] for line in data.splitlines()]
 
 
-def offsets(result: Result) -> list[int]:
-    return [row["offset"] for row in rows(result)]
+class Lines:
+    """Reads a pipe as it fills."""
+
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        assert process.stdout is not None
+        self._fd = process.stdout.fileno()
+        self.data = b""
+
+    def until(self, end: bytes, seconds: float = 15) -> bytes:
+        deadline = time.monotonic() + seconds
+        while not self.data.endswith(end):
+            left = deadline - time.monotonic()
+            assert left > 0, self.data
+            if select.select([self._fd], [], [], left)[0]:
+                some = os.read(self._fd, 1 << 20)
+                assert some, self.data
+                self.data += some
+        return self.data
 
 
-def fill(wal: Wal, name: str, count: int) -> None:
-    """``count`` rows whose bodies are their offsets."""
-    wal.ok("append", name, "-q", input="".join(f"{number}\n" for number in range(count)))
+def test_defaults_and_ends(wal: Wal) -> None:
+    wal.ok("append", "c", input="".join(f"{n}\n" for n in range(15)))
+    wal.ok("append", "c", "15")
+    every = [str(n) for n in range(16)]
+
+    def tail(*argv: str) -> list[str]:
+        return bodies(wal.ok("tail", "c", *argv).out)
+
+    assert tail() == every
+    assert tail("-n", "3") == every[-3:]
+    assert tail("-n", "0") == []
+    assert tail("--count", "2") == every[:2]
+    assert tail("--from", "3", "--until", "5") == every[3:6]
+    assert tail("--from", "0:14") == every[14:]
+    assert tail("--until", "0:1", "--count", "9") == every[:2]
+    assert tail("--until", "99", "--from", "15") == every[15:]
+    assert tail("--from", "latest") == []
+    assert tail("--from", "-1h") == every
+    assert tail("--until", "-1h") == []
+    assert tail("-f", "--from", "14", "--until", "15") == every[14:]
+    last = wal.ok("tail", "c", "-n", "1").json
+    assert tail("--from", f"tso:{last['tso']}") == ["15"]
+    assert tail("--until", last["time"]) == every
+    assert tail("-f", "--from", "earliest", "--until", "end") == every
+    assert wal("tail", "c", "--from", "17").status == 66
+    assert wal("tail", "none").status == 66
+    assert wal("tail", "c", "--from", "4:0").status == 66
 
 
-def read_rows(process: subprocess.Popen[bytes], count: int) -> list[dict[str, Any]]:
-    assert process.stdout is not None
-    return [json.loads(process.stdout.readline()) for _ in range(count)]
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["-n", "1", "--from", "2"],
+        ["--from", "soon"],
+        ["--until", "tso:x"],
+        ["--from", "0:1,0:2"],
+        ["--cursor", "x"],
+        ["--group", "g"],
+        ["--cursor-file", "f"],
+        ["-o", "text", "--framing", "nul"],
+        ["-o", "raw", "--framing", "ndjson"],
+        ["-o", "table"],
+    ],
+)
+def test_refused(wal: Wal, flags: list[str]) -> None:
+    assert wal("tail", "c", *flags).status == 2
+    assert not wal.dir.exists()
 
 
-def append_ten(wal: Wal) -> Wal:
-    """Rows 0..9 of collection ``c``, in two batches: 0..4 and 5..9."""
-    wal.ok("append", "c", *map(str, range(5)))
-    wal.ok("append", "c", *map(str, range(5, 10)))
-    return wal
-
-
-@pytest.fixture
-def ten(wal: Wal) -> Wal:
-    return append_ten(wal)
-
-
-@pytest.fixture(scope="module")
-def shared_ten(served: Wal) -> Wal:
-    """For tests that only read."""
-    return append_ten(served)
-
-
-@pytest.fixture
-def sharded(wal: Wal) -> Wal:
-    """Collection ``s`` with four rows in each of two shards, written by turns."""
-    wal.ok("collection", "create", "s", "--shards", "2")
-    with Client(Endpoint(str(wal.dir / "wald.sock"))) as client:
-        with client.producer("s") as producer:
-            keys = {producer.shard_of(key): key for key in (b"a", b"b", b"c", b"d", b"e")}
-        for number in range(4):
-            for shard in (0, 1):
-                client.append("s", [b"%d:%d" % (shard, number)], key=keys[shard])
-    return wal
-
-
-# -- what is printed -------------------------------------------------------------------------------
-
-
-def test_ndjson_is_the_default_in_a_pipe(wal: Wal) -> None:
-    wal.ok("append", "c", "-k", "key", "-H", "a=1", "é")
-    wal.ok("append", "c", "-k", b"\xff", b"\xfe")
-    wal.ok("append", "c", "bare")
-    first, second, third = rows(wal.ok("tail", "c"))
+def test_fields(wal: Wal) -> None:
+    wal.ok("append", "c", "-k", b"\xff", "-H", "n=v", "-H", b"b=\xff", b"\xc3\xa9", b"\xff")
+    first, second = map(json.loads, wal.ok("tail", "c", "-o", "json").text.splitlines())
     assert list(first) == [
-        *("collection", "shard", "offset", "tso", "time", "key", "headers", "body"),
+        *("collection", "shard", "offset", "tso", "time", "key_b64", "headers", "body")
     ]
     assert (first["collection"], first["shard"], first["offset"]) == ("c", 0, 0)
-    assert (first["key"], first["headers"], first["body"]) == ("key", {"a": "1"}, "é")
-    assert int(first["tso"]) > 0
+    assert first["headers"] == {"n": "v", "b": {"b64": "/w=="}}
+    assert isinstance(first["tso"], str)
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", first["time"])
-    assert base64.b64decode(second["body_b64"]) == b"\xfe"
-    assert base64.b64decode(second["key_b64"]) == b"\xff"
-    assert set(third) == {"collection", "shard", "offset", "tso", "time", "body"}
-    assert wal.ok("tail", "c", "-o", "ndjson").out == wal.ok("tail", "c", "-o", "json").out
+    assert (second["offset"], second["body_b64"]) == (1, "/w==")
+    assert "body" not in second
 
 
-def test_raw_is_byte_for_byte(wal: Wal) -> None:
-    wal.ok("append", "c", "--framing", "len32", input=b"".join(map(framed, BODIES)))
-    wal.ok("append", "c", "-k", "k", b"keyed \xff")
-    bodies = [*BODIES, b"keyed \xff"]
-    for framing, expected in {
-        "line": b"".join(body + b"\n" for body in bodies),
-        "nul": b"".join(body + b"\0" for body in bodies),
-        "len32": b"".join(map(framed, bodies)),
-        "whole": b"".join(bodies),
-    }.items():
-        assert wal.ok("tail", "c", "-o", "raw", "--framing", framing).out == expected
-        assert wal.ok("tail", "c", "--framing", framing).out == expected
-    assert wal.ok("tail", "c", "-o", "raw").out == b"".join(body + b"\n" for body in bodies)
-    assert wal.ok("tail", "c", "-o", "len32").out == b"".join(map(framed, bodies))
+def test_raw_framings(wal: Wal) -> None:
+    wal.ok("append", "c", "--framing", "whole", input=b"a\nb")
+    wal.ok("append", "c", input=b"x\ny\n")
+    assert raw(wal, "c") == b"a\nb\nx\ny\n"
+    assert wal.ok("tail", "c", "--framing", "nul").out == b"a\nb\0x\0y\0"
+    assert raw(wal, "c", "whole") == b"a\nbxy"
+    assert wal.ok("tail", "c", "-o", "raw", "--from", "2").out == b"y\n"
 
 
-def framed(body: bytes) -> bytes:
-    return struct.pack("<I", len(body)) + body
+def test_several_collections_and_shards(wal: Wal) -> None:
+    wal.ok("collection", "create", "many", "--shards", "2")
+    keys = [str(n % 7) for n in range(30)]
+    rows = "".join(json.dumps({"key": key, "body": str(n)}) + "\n" for n, key in enumerate(keys))
+    wal.ok("append", "many", "--framing", "ndjson", input=rows)
+    for number in range(30, 34):
+        wal.ok("append", "many", "-k", keys[number % 7], str(number))
+    wal.ok("append", "one", "only")
+    out = wal.ok("tail", "many", "one").out
+    assert sorted(bodies(out)) == sorted([*map(str, range(34)), "only"])
+    shards: dict[tuple[str, int], list[int]] = {}
+    for row in map(json.loads, out.splitlines()):
+        shards.setdefault((row["collection"], row["shard"]), []).append(row["offset"])
+    assert all(offsets == list(range(len(offsets))) for offsets in shards.values())
+    assert len(shards) == 3
+    assert sorted(bodies(wal.ok("tail", "many", "-n", "4").out)) == ["30", "31", "32", "33"]
+    assert bodies(wal.ok("tail", "many", "one", "--from", "0:0", "--count", "1").out)
+    text = wal.ok("tail", "many", "one", "-o", "text").text
+    assert re.search(r"^many  1:0  \S+Z  \d  \d+$", text, re.MULTILINE)
+    assert re.search(r"^one  0:0  \S+Z  -  only$", text, re.MULTILINE)
 
 
-def test_lines_are_cut_like_any_other_rows(ten: Wal) -> None:
-    assert ten.ok("tail", "c", "-o", "raw", "--from", "3", "--until", "6").out == b"3\n4\n5\n6\n"
-
-
-def test_text_for_a_person(wal: Wal) -> None:
-    wal.ok("append", "c", "-k", "a\tkey", "\x1b[31mred\r\n", "\u202eright")
-    text = wal.ok("tail", "c", "-o", "text").text.splitlines()
-    assert re.fullmatch(r"0  20\S+Z  a\\tkey  \\x1b\[31mred\\r\\n", text[0])
-    assert text[1].endswith("\\u202eright")
-
-
-def test_a_terminal_gets_text_without_control_characters(wal: Wal) -> None:
-    wal.ok("append", "c", b"\x1b[2Jbell\x07\x9b \xff")
-    main, side = pty.openpty()
-    process = wal.start("tail", "c", stdin=side, stdout=side, stderr=side)
-    os.close(side)
-    screen = b""
-    while select.select([main], [], [], 20)[0]:
-        try:
-            screen += os.read(main, 65536)
-        except OSError:  # EIO: the other end is closed.
-            break
-    os.close(main)
-    assert process.wait(10) == 0
-    assert screen.endswith(b"-  \\x1b[2Jbell\\x07\\x9b \\xff\r\n")
-    assert b"\x1b" not in screen
-
-
-# -- where it starts and ends ----------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("flags", "expected"),
-    [
-        ([], range(10)),
-        (["--from", "earliest", "--until", "end"], range(10)),
-        (["--from", "latest"], []),
-        (["--from", "7"], range(7, 10)),
-        (["--from", "10"], []),
-        (["--from", "3", "--until", "6"], range(3, 7)),
-        (["--from", "4", "--until", "4"], [4]),
-        (["--from", "4", "--until", "3"], []),
-        (["--until", "2"], range(3)),
-        (["--until", "99"], range(10)),
-        (["--from", "0:8"], [8, 9]),
-        (["--from", "0:8", "--until", "0:8"], [8]),
-        (["-n", "3"], [7, 8, 9]),
-        (["-n", "0"], []),
-        (["-n", "99"], range(10)),
-        (["-n", "3", "--until", "6"], [4, 5, 6]),
-        (["-n", "3", "--count", "1"], [7]),
-        (["--count", "3"], [0, 1, 2]),
-        (["--count", "0"], []),
-        (["--count", "2", "--from", "4"], [4, 5]),
-        (["-f", "--count", "2"], [0, 1]),
-        (["-f", "--from", "4", "--until", "6"], [4, 5, 6]),
-        (["-f", "-n", "2", "--until", "end"], [8, 9]),
-        (["--from", "-1h"], range(10)),
-        (["--from", "-1h30m", "--until", "-1h"], []),
-        (["--from", "2020-01-01"], range(10)),
-        (["--from", "2999-01-01T00:00:00Z"], []),
-        (["--until", "2020-01-01T12:00+02:00"], []),
-        (["--from", "tso:0"], range(10)),
-        (["--until", "tso:1"], []),
-    ],
-)
-def test_ranges(shared_ten: Wal, flags: list[str], expected: list[int]) -> None:
-    assert offsets(shared_ten.ok("tail", "c", *flags)) == list(expected)
-
-
-def test_timestamps_and_times_include_their_rows(ten: Wal) -> None:
-    found = rows(ten.ok("tail", "c"))
-    first, second = found[0], found[5]
-    assert offsets(ten.ok("tail", "c", "--from", f"tso:{second['tso']}")) == [5, 6, 7, 8, 9]
-    assert offsets(ten.ok("tail", "c", "--until", f"tso:{first['tso']}")) == [0, 1, 2, 3, 4]
-    assert offsets(ten.ok("tail", "c", "--from", second["time"])) == [5, 6, 7, 8, 9]
-    assert offsets(ten.ok("tail", "c", "--until", first["time"])) == [0, 1, 2, 3, 4]
-    until = ["--until", f"tso:{first['tso']}"]
-    assert offsets(ten.ok("tail", "c", "-n", "2", *until)) == [3, 4]
-
-
-@pytest.mark.parametrize(
-    ("flags", "status", "code"),
-    [
-        (["c", "--from", "11"], 66, "out-of-range"),
-        (["c", "--from", "0:1,7:1"], 66, "not-found"),
-        (["nosuch"], 66, "not-found"),
-        (["Bad!"], 2, "bad-name"),
-        (["c", "--from", "yesterday-ish"], 2, "usage"),
-        (["c", "--until", "tso:x"], 2, "usage"),
-        (["c", "--from", "0:1,0:2"], 2, "usage"),
-        (["c", "-n", "1", "--from", "0"], 2, "usage"),
-        (["c", "-n", "-1"], 2, "usage"),
-        (["c", "--framing", "csv"], 2, "usage"),
-        (["c", "-o", "text", "--framing", "nul"], 2, "usage"),
-        (["c", "--cursor", "me"], 2, "unsupported"),
-        (["c", "--cursor-file", "me"], 2, "unsupported"),
-        (["c", "--group", "us"], 2, "unsupported"),
-        ([], 2, "usage"),
-    ],
-)
-def test_refusals(shared_ten: Wal, flags: list[str], status: int, code: str) -> None:
-    result = shared_ten("tail", *flags)
-    assert (result.status, result.out) == (status, b"")
-    assert result.errors.startswith("wal tail: ")
-    assert f"[{code}]" in result.errors
-
-
-def test_several_shards(sharded: Wal) -> None:
-    found = rows(sharded.ok("tail", "s"))
-    for shard in (0, 1):
-        mine = [row for row in found if row["shard"] == shard]
-        assert [row["offset"] for row in mine] == [0, 1, 2, 3]
-        assert [row["body"] for row in mine] == [f"{shard}:{number}" for number in range(4)]
-    bodies = {row["body"] for row in rows(sharded.ok("tail", "s", "--from", "0:2,1:3"))}
-    assert bodies == {"0:2", "0:3", "1:3"}
-    assert {row["body"] for row in rows(sharded.ok("tail", "s", "--from", "1:2"))} == {"1:2", "1:3"}
-    both = sharded.ok("tail", "s", "--from", "0:1,1:0", "--until", "0:1,1:1")
-    assert {row["body"] for row in rows(both)} == {"0:1", "1:0", "1:1"}
-    last = {row["body"] for row in rows(sharded.ok("tail", "s", "-n", "3"))}
-    assert last == {"1:2", "0:3", "1:3"}
-    before = {row["body"] for row in rows(sharded.ok("tail", "s", "-n", "3", "--until", "2"))}
-    assert before == {"1:1", "0:2", "1:2"}
-    text = sharded.ok("tail", "s", "-o", "text", "--from", "1:3").text
-    assert re.fullmatch(r"3  \S+  \S  1:3\n", text)
-    assert re.search(r"^1:3  \S+  \S  1:3$", sharded.ok("tail", "s", "-o", "text").text, re.M)
-
-
-def test_several_collections(ten: Wal) -> None:
-    ten.ok("append", "d", "x", "y")
-    found = rows(ten.ok("tail", "c", "d", "c", "--from", "1"))
-    assert [row["offset"] for row in found if row["collection"] == "c"] == list(range(1, 10))
-    assert [row["body"] for row in found if row["collection"] == "d"] == ["y"]
-    text = ten.ok("tail", "c", "d", "-n", "1", "-o", "text").text.splitlines()
-    assert sorted(line.split()[:2] for line in text) == [["c", "9"], ["d", "1"]]
-
-
-# -- following -------------------------------------------------------------------------------------
-
-
-def test_follow_begins_with_the_last_ten(wal: Wal) -> None:
-    fill(wal, "c", 15)
-    process = wal.start("tail", "-f", "c")
-    assert [row["offset"] for row in read_rows(process, 10)] == list(range(5, 15))
-    for number in range(15, 18):
+def test_following_starts_with_ten_rows_and_ctrl_c_is_quiet(wal: Wal) -> None:
+    wal.ok("append", "c", input="".join(f"{n}\n" for n in range(20)))
+    process = wal.start("tail", "-f", "c", "-o", "raw")
+    output = Lines(process)
+    assert output.until(b"19\n").startswith(b"10\n")
+    for number in range(20, 25):
         wal.ok("append", "c", str(number))
-        assert [row["offset"] for row in read_rows(process, 1)] == [number]
+        output.until(b"%d\n" % number)
     process.send_signal(signal.SIGINT)
-    assert process.wait(10) == 130
-    assert process.stderr is not None
-    assert process.stderr.read() == b""
+    _, err = process.communicate(timeout=10)
+    assert (process.returncode, err) == (130, b"")
+    assert output.data == b"".join(b"%d\n" % number for number in range(10, 25))
 
 
-def test_follow_waits_for_an_end_that_is_not_there_yet(ten: Wal) -> None:
-    process = ten.start("tail", "-f", "c", "--from", "8", "--until", "11")
-    assert [row["offset"] for row in read_rows(process, 2)] == [8, 9]
-    ten.ok("append", "c", "10", "11", "12")
-    out, _ = process.communicate(timeout=10)
-    assert process.returncode == 0
-    assert [json.loads(line)["offset"] for line in out.splitlines()] == [10, 11]
-
-
-def test_the_end_is_fixed_at_the_start(wal: Wal) -> None:
-    fill(wal, "c", 300_000)
-    process = wal.start("tail", "c", "-o", "raw")
-    assert process.stdout is not None
-    assert process.stdout.readline() == b"0\n"  # Now it waits for room in the pipe.
-    wal.ok("append", "c", "later")
-    out, _ = process.communicate(timeout=20)
-    assert process.returncode == 0
-    assert out.endswith(b"299999\n")
-
-
-def test_follow_survives_a_restart_of_the_daemon(wal: Wal) -> None:
-    fill(wal, "c", 3)
-    process = wal.start("tail", "-f", "c")
-    read_rows(process, 3)
-    for number in range(3, 9, 3):
-        wal.ok("down")
-        wal.ok("up")
-        wal.ok("append", "c", *(str(one) for one in range(number, number + 3)))
-        assert [row["offset"] for row in read_rows(process, 3)] == [
-            *range(number, number + 3),
-        ]
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(10) == 143
-
-
-def test_following_rows_while_they_are_written(wal: Wal) -> None:
-    """No gap and no repeat, over a restart in the middle."""
+def test_a_restarted_daemon_leaves_no_gap_and_no_repeat(wal: Wal) -> None:
     wal.ok("append", "c", "0")
-    process = wal.start("tail", "-f", "c", "--from", "0", "--count", "20001", "-o", "raw")
-    data = b"".join(b"%d\n" % number for number in range(1, 20_001))
-    half = data.index(b"\n10000\n") + 1
-    wal.ok("append", "c", input=data[:half])
-    wal.ok("restart")
-    wal.ok("append", "c", input=data[half:])
-    out, _ = process.communicate(timeout=20)
+    process = wal.start("tail", "-f", "c", "-o", "raw", "--from", "earliest", "--until", "5")
+    output = Lines(process)
+    output.until(b"0\n")
+    for number in range(1, 6):
+        with client(wal) as daemon:
+            stop_process(daemon.hello.pid, signal.SIGKILL if number % 2 else signal.SIGTERM)
+        time.sleep(0.2)
+        wal.ok("append", "c", "-k", "k", str(number))
+        output.until(b"%d\n" % number)
+    process.communicate(timeout=10)
     assert process.returncode == 0
-    assert out == b"0\n" + data
+    assert output.data == b"0\n1\n2\n3\n4\n5\n"
 
 
-def test_follow_ends_when_no_daemon_comes_back(wal: Wal) -> None:
-    fill(wal, "c", 1)
-    process = wal.start("tail", "-f", "c", "--timeout", "0.5")
-    read_rows(process, 1)
+def test_a_daemon_that_stays_away_ends_a_tail(wal: Wal) -> None:
+    wal.ok("append", "c", "0")
+    process = wal.start("tail", "-f", "c", "-o", "raw", "--timeout", "0.5")
+    Lines(process).until(b"0\n")
     wal.ok("down")
     _, err = process.communicate(timeout=10)
-    assert process.returncode == 69
-    assert b"[unreachable]" in err
+    assert (process.returncode, err.startswith(b"wal tail: ")) == (69, True)
 
 
-# -- what ends it from outside ---------------------------------------------------------------------
+def test_a_stopped_daemon_times_a_tail_out(wal: Wal) -> None:
+    wal.ok("append", "c", "0")
+    with client(wal) as daemon:
+        pid = daemon.hello.pid
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        assert wal("tail", "c", "--timeout", "0.5").status == 124
+    finally:
+        os.kill(pid, signal.SIGCONT)
 
 
-def test_a_reader_that_had_enough(wal: Wal) -> None:
-    fill(wal, "c", 300_000)
-    script = "wal tail c -o raw | head -n 1; echo ${PIPESTATUS[0]}"
-    done = subprocess.run(
-        ["bash", "-c", script],
-        env=wal.environment(),
-        capture_output=True,
-        timeout=20,
-        check=False,
-    )
-    assert (done.stdout, done.stderr) == (b"0\n141\n", b"")
+def test_a_broken_pipe_is_quiet(wal: Wal, tmp_path: Path) -> None:
+    wal.ok("append", "c", input=lines_of(100_000))
+    for form in ("raw", "ndjson", "text"):
+        process = wal.start("tail", "c", "-o", form)
+        assert process.stdout is not None
+        assert process.stdout.readline()
+        process.stdout.close()
+        assert process.wait(10) == 141
+        assert process.stderr is not None
+        assert process.stderr.read() == b""
+        process.communicate()
 
 
-def test_a_full_disk_behind_stdout(ten: Wal) -> None:
-    with open("/dev/full", "wb") as full:
-        process = ten.start("tail", "c", stdout=full)
-        _, err = process.communicate(timeout=20)
-    assert process.returncode == 74
-    assert b"[io-error]" in err
+def test_text_on_a_terminal(wal: Wal) -> None:
+    wal.ok("append", "c", "-k", "key", b"tab\there\x1b[31m", b"new\nline", b"\xff\xc2\x9b")
+    reader, writer = pty.openpty()
+    process = wal.start("tail", "c", stdout=writer, env={"TERM": "xterm"})
+    os.close(writer)
+    shown = b""
+    try:
+        while some := os.read(reader, 4096):
+            shown += some
+    except OSError:  # What a terminal says at its end.
+        pass
+    os.close(reader)
+    process.communicate(timeout=10)
+    assert process.returncode == 0
+    columns = [line.split("  ") for line in shown.decode().replace("\r\n", "\n").splitlines()]
+    assert [(row[0], *row[2:]) for row in columns] == [
+        ("0", "key", r"tab\there\x1b[31m"),
+        ("1", "key", r"new\nline"),
+        ("2", "key", r"\xff\x9b"),
+    ]
 
 
-def test_ctrl_c_while_the_pipe_is_full(wal: Wal) -> None:
-    fill(wal, "c", 300_000)
-    process = wal.start("tail", "c", "-o", "raw")
-    assert process.stdout is not None
-    assert process.stdout.readline() == b"0\n"
-    time.sleep(0.2)
-    process.send_signal(signal.SIGINT)
-    assert process.wait(10) == 130
+def test_large_batches_come_whole(wal: Wal) -> None:
+    data = lines_of(200_000)
+    wal.ok("append", "c", input=data)
+    assert raw(wal, "c") == data
+    assert wal.ok("tail", "c", "-o", "raw", "-n", "150000").out == data[-15_000_000:]
+    assert wal.ok("tail", "c", "-o", "raw", "--count", "123456").out == data[:12_345_600]
+    eventually(lambda: raw(wal, "c", "whole") == data.replace(b"\n", b""))
