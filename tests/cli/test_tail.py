@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.conftest import Wal, stop_process
-from tests.cli.test_append import client, eventually, lines_of, raw
+from tests.cli.test_append import client, lines_of, raw
 
 
 def bodies(data: bytes) -> list[str]:
@@ -227,4 +227,3 @@ def test_large_batches_come_whole(wal: Wal) -> None:
     assert raw(wal, "c") == data
     assert wal.ok("tail", "c", "-o", "raw", "-n", "150000").out == data[-15_000_000:]
     assert wal.ok("tail", "c", "-o", "raw", "--count", "123456").out == data[:12_345_600]
-    eventually(lambda: raw(wal, "c", "whole") == data.replace(b"\n", b""))
