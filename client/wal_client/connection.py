@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import select
+import socket
 from collections import deque
 from collections.abc import Sequence
 
@@ -14,6 +15,7 @@ from wal_core.errors import (
 )
 from wal_core.frame_reader import FrameReader
 from wal_core.frames import Frame, Hello
+from wal_core.limits import BATCH_TARGET_BYTES
 
 _POLL_SECONDS = 0.02
 _RECEIVE_BYTES = 256 * 1024
@@ -25,6 +27,8 @@ class Connection:
 
     def __init__(self, endpoint: Endpoint, timeout: float | None) -> None:
         self._socket = connect_socket(endpoint.socket, timeout)
+        # A batch in one call: with the kernel's 208 KiB a large one is sent in five pieces.
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BATCH_TARGET_BYTES)
         self._poll = select.poll()
         self._poll.register(self._socket, select.POLLIN)
         self._frames: deque[Frame] = deque()

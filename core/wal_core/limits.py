@@ -40,6 +40,8 @@ FRAME_DEADLINE_SECONDS = 30.0
 """A started frame must be complete by then; a byte a second holds no memory for hours."""
 CLIENT_WINDOW_BYTES = 16 * MIB
 """Sent and not acknowledged by one producer."""
+SUBSCRIBER_SOCKET_BUFFER_BYTES = 1 * MIB
+"""Asked of the kernel for a connection that tails; it takes the memory only as it is used."""
 SUBSCRIBER_STALL_SECONDS = 600.0
 """A subscriber that takes nothing for this long is cut with `slow-subscriber`."""
 

@@ -28,6 +28,7 @@ from wal_core.limits import (
     HELLO_DEADLINE_SECONDS,
     RECEIVE_BUFFER_BYTES,
     SEND_BUFFER_HIGH_BYTES,
+    SUBSCRIBER_SOCKET_BUFFER_BYTES,
     SUBSCRIBER_STALL_SECONDS,
     UNACKNOWLEDGED_MAX_BYTES,
 )
@@ -315,6 +316,10 @@ class Connection(asyncio.BufferedProtocol):
         """Start a subscription under a request id that is not in use."""
         if request_id in self._subscriptions:
             raise ProtocolError(f"request {request_id} is a running subscription")
+        if not self._subscriptions and self._transport is not None:
+            # A chunk in one write: with the kernel's 208 KiB a tail waits five times a MiB.
+            peer = self._transport.get_extra_info("socket")
+            peer.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SUBSCRIBER_SOCKET_BUFFER_BYTES)
         subscription = self._subscriptions[request_id] = make()
         subscription.wake()
 
