@@ -297,8 +297,9 @@ def tail(bench: Bench) -> Iterator[Row]:
 def _drain(process: subprocess.Popen[bytes]) -> int:
     assert process.stdout is not None
     total = 0
-    while data := os.read(process.stdout.fileno(), MIB):
-        total += len(data)
+    buffer = bytearray(MIB)
+    while size := os.readv(process.stdout.fileno(), [buffer]):
+        total += size
     return total
 
 

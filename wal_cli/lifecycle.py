@@ -124,7 +124,8 @@ def wait_until_ready(
 
     Raises the error with which ``process`` ended; UnreachableError where there is no process to
     wait for and nobody answers (any more)."""
-    with Client(Endpoint.from_settings(settings), timeout=_ANSWER_SECONDS) as client:
+    answer = min(_ANSWER_SECONDS, max(deadline - _clock.monotonic(), _POLL_SECONDS))
+    with Client(Endpoint.from_settings(settings), timeout=answer) as client:
         while True:
             try:
                 status: dict[str, Any] = client.call("status")

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -132,6 +133,31 @@ def test_a_held_node_name_says_who_holds_it(wal: Wal) -> None:
         assert wal("check").status == 78
     finally:
         wal.ok("down", "--socket", wal.home / "other.sock")
+
+
+def test_up_waits_no_longer_than_it_was_told(wal: Wal) -> None:
+    pid = wal.ok("up", "-o", "json").json["pid"]
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        started = time.monotonic()
+        assert wal("up", "--wait", "0.5").status == 124
+        assert time.monotonic() - started < 4
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
+def test_up_on_a_damaged_log_gives_the_daemons_own_error(wal: Wal) -> None:
+    for row in ("one", "two", "three"):
+        wal.ok("append", "demo", row)
+    wal.ok("down")
+    (segment,) = (wal.dir / "pchannels" / "0").glob("*.seg")
+    data = bytearray(segment.read_bytes())
+    data[data.index(b"two\n")] ^= 1
+    segment.write_bytes(data)
+    result = wal("up", "-o", "json")
+    assert result.status == 5
+    assert result.error_json["code"] == "corrupt"
+    assert segment.name in result.error_json["message"]
 
 
 def test_another_directory_is_never_reached(wal: Wal) -> None:

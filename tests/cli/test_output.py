@@ -7,6 +7,7 @@ import os
 import pty
 import re
 import select
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -131,14 +132,12 @@ def test_collections(wal: Wal) -> None:
     assert wal("collection", "drop", "orders", "--yes").status == 66
 
 
-def test_metrics(wal: Wal) -> None:
-    wal.ok("up")
-    assert "wal_ready 1.0" in wal.ok("metrics").text
+def test_metrics(served: Wal) -> None:
+    assert "wal_ready 1.0" in served.ok("metrics").text
 
 
-def test_status_watch_in_a_pipe(wal: Wal) -> None:
-    wal.ok("up")
-    process = wal.start("status", "--watch", "-o", "ndjson", stdin=subprocess.DEVNULL)
+def test_status_watch_in_a_pipe(served: Wal) -> None:
+    process = served.start("status", "--watch", "-o", "ndjson", stdin=subprocess.DEVNULL)
     assert process.stdout is not None
     states = [json.loads(process.stdout.readline())["state"] for _ in range(2)]
     assert states == ["ready", "ready"]
@@ -166,11 +165,10 @@ def test_a_full_disk_behind_stdout(wal: Wal) -> None:
     assert b"[io-error]" in err
 
 
-def test_without_stdout_and_stdin(wal: Wal) -> None:
-    wal.ok("up")
+def test_without_stdout_and_stdin(served: Wal) -> None:
     done = subprocess.run(
         ["sh", "-c", "wal status <&- >&- && wal append demo x <&- >&-"],
-        env=wal.environment(),
+        env=served.environment(),
         capture_output=True,
         timeout=20,
         check=False,
@@ -222,12 +220,11 @@ def test_the_same_content_on_a_terminal_and_in_a_pipe(wal: Wal) -> None:
         assert _words(screen) == _words(piped)
 
 
-def test_no_color_on_a_terminal(wal: Wal) -> None:
-    wal.ok("up")
-    status, screen = _on_terminal(wal, "status", "--color", "never")
+def test_no_color_on_a_terminal(served: Wal) -> None:
+    status, screen = _on_terminal(served, "status", "--color", "never")
     assert status == 0
     assert "\x1b[" not in screen
-    assert "\x1b[1m" in wal.ok("status", "--color", "always").text
+    assert "\x1b[1m" in served.ok("status", "--color", "always").text
 
 
 def test_drop_asks_on_a_terminal(wal: Wal) -> None:
@@ -251,13 +248,24 @@ def _files(wal: Wal) -> dict[str, bytes]:
     return {str(one): one.read_bytes() for one in wal.dir.rglob("*") if one.is_file()}
 
 
+@pytest.fixture(scope="module")
+def three_segments(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data directory with three segments of rows, made once."""
+    wal = Wal(tmp_path_factory.mktemp("three"))
+    try:
+        for number in range(3):
+            wal.ok("append", "demo", *[f"{number}-{row}-{'x' * 50}" for row in range(20)])
+            wal.ok("append", "demo", "last of its segment")
+            wal.ok("down")
+    finally:
+        wal.close()
+    return wal.dir
+
+
 @pytest.fixture
-def stopped(wal: Wal) -> Wal:
-    """A data directory with three segments of rows, and no daemon."""
-    for number in range(3):
-        wal.ok("append", "demo", *[f"{number}-{row}-{'x' * 50}" for row in range(20)])
-        wal.ok("append", "demo", "last of its segment")
-        wal.ok("down")
+def stopped(wal: Wal, three_segments: Path) -> Wal:
+    """`wal` with a copy of the three segments, and no daemon."""
+    shutil.copytree(three_segments, wal.dir)
     return wal
 
 
