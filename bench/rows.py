@@ -98,7 +98,7 @@ def pipe_append(bench: Bench) -> Iterator[Row]:
         "bytes on disk per 100-byte record",
         f"{median(disk_ratio):.3f}",
         "101 with its newline",
-        round(median(disk_ratio), 1),
+        median(disk_ratio),
         101,
     )
 
