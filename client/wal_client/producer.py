@@ -64,15 +64,6 @@ class Producer:
         if self._size >= BATCH_TARGET_BYTES or len(self._bodies) >= 65536:
             self._cut()
 
-    def extend(self, bodies: Sequence[bytes]) -> None:
-        """Queue many rows without keys."""
-        for at in range(0, len(bodies), 65536):
-            some = bodies[at : at + 65536]
-            self._bodies += some
-            self._size += sum(map(len, some))
-            if self._size >= BATCH_TARGET_BYTES:
-                self._cut()
-
     def lines(self, body: _Buffer, count: int, tag: Any = None, expect: int = -1) -> None:
         """Send ``count`` lines, each ended by a newline, as one batch: bytes as they come."""
         self._send(self._batcher.lines(self._client.next_id(), body, count, tag, expect))

@@ -54,7 +54,8 @@ class _Snapshot(msgspec.Struct):
     next_sequence: int
     tso: int
     vchannels: list[VChannelState]
-    # Places for what later versions remember; kept as they are by this one.
+    # Places for what later versions remember. This one writes them empty: a version that fills
+    # them raises SNAPSHOT_VERSION, so that this one refuses its log instead of dropping them.
     producers: list[Any] = []
     transactions: list[Any] = []
     cursors: list[Any] = []

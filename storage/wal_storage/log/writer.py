@@ -109,10 +109,6 @@ class SegmentWriter:
         """The PChannel sequence of the last batch written; durable once ``append`` returned."""
         return self.next_sequence - 1
 
-    @property
-    def data_start(self) -> int:
-        return HEADER_SIZE_BYTES
-
     def has_room(self, size: int) -> bool:
         return self.position + size <= self.capacity
 
