@@ -11,7 +11,7 @@ from typing import Any, Self, cast
 
 import msgspec
 
-from wal_client.batcher import Batcher, Opened, unpack_opened
+from wal_client.batcher import Batcher, Identity, Opened, unpack_opened
 from wal_client.endpoint import Endpoint, connect_socket
 from wal_client.ranges import EARLIEST, NOW, From, RowBatch, ShardReader, Until
 from wal_client.receipts import Ack
@@ -169,7 +169,7 @@ class AsyncClient:
 
     async def producer(self, collection: str, *, create: bool = True) -> AsyncProducer:
         opened = await self.open(collection, create=create)
-        return AsyncProducer(self, Batcher(opened, self._clock.token()))
+        return AsyncProducer(self, Batcher(opened, Identity(self._clock.token())))
 
     async def tail(
         self,
@@ -269,7 +269,7 @@ def _take(shard: ShardReader, frame: Frame) -> Sequence[RowBatch]:
         raise frames.unpack_error(frame)
     if frame.kind == Kind.SUBSCRIBED:
         shard.subscribed(frame)
-    elif frame.kind == Kind.BATCHES:
+    elif frame.kind in (Kind.BATCHES, Kind.TXN_BATCHES):
         return list(shard.batches(frame))
     elif frame.kind == Kind.END:
         shard.done = True

@@ -1,8 +1,9 @@
 """Producer bookkeeping without I/O: batches, sequences, the window, acknowledgements.
 
 Batches of a VChannel are numbered from 1 per producer; the numbers go with the batches into the
-log. A producer of which one batch was refused is at its end: what it had sent behind that batch is
-refused too, so the log holds a prefix of what was sent, per VChannel.
+log. So a batch whose answer was lost is sent again just as it was, and gets the answer of its first
+try. A producer of which one batch was refused is at its end: the numbers behind it are refused too,
+so the log holds a prefix of what was sent, per VChannel.
 """
 
 from __future__ import annotations
@@ -16,7 +17,14 @@ from wal_core import batch as codec
 from wal_core import frames
 from wal_core.batch import Record
 from wal_core.checksum import crc32c
-from wal_core.errors import OutcomeUnknownError, ProtocolError, UsageError, WalError
+from wal_core.errors import (
+    NotReadyError,
+    OutcomeUnknownError,
+    OutOfSequenceError,
+    ProtocolError,
+    UsageError,
+    WalError,
+)
 from wal_core.frames import Frame, Kind
 from wal_core.message import Compression, Encoding, MessageType, message
 from wal_core.names import vchannel_id
@@ -40,12 +48,23 @@ def unpack_opened(name: str, frame: Frame) -> Opened:
     return Opened(name, collection_id, bytes(frame.body).decode().split("\n"))
 
 
+class Identity(NamedTuple):
+    """Who sends: a random id that is given up when it was not used for a while, or a name's
+    (``wal_core.names.producer_id``) with the epoch and the number of its next batch."""
+
+    id: int
+    epoch: int = 0
+    next_sequence: int = 1
+
+
 class _Sent(NamedTuple):
     request_id: int
     vchannel: str
     rows: int
     size: int
     tag: Any
+    buffers: list[_Buffer]
+    """The frame, to be sent again where its answer is lost."""
 
 
 class Batcher:
@@ -54,28 +73,40 @@ class Batcher:
     def __init__(
         self,
         opened: Opened,
-        producer_id: int,
+        identity: Identity,
         *,
         key: bytes | None = None,
         headers: codec.type_headers = (),
         compress: bool = False,
         buffered: bool = False,
+        partition: int = 0,
+        shard: int | None = None,
+        txn_id: int = 0,
     ) -> None:
+        """``shard``: of rows without a key; None: the shards in turn."""
         self.opened = opened
         self.in_flight = 0
         """Body bytes sent and not answered."""
         self.sent = 0
         self.acknowledged = 0
         """Batches."""
-        self._producer_id = producer_id
+        self._identity = identity
         self._properties = codec.encode_properties(key, headers)
-        self._shard_of_key = None if key is None else self.shard_of(key)
+        self._shard_of_all = shard if key is None else self.shard_of(key)
+        self._partition = partition
+        self._txn_id = txn_id
         self._compress = compress
         self._buffered = buffered
-        self._sequences = [0] * len(opened.vchannels)
+        self._sequences = [identity.next_sequence - 1] * len(opened.vchannels)
         self._waiting: deque[_Sent] = deque()
         self._early: dict[int, Frame] = {}
         self._batches = 0
+
+    def become(self, producer_id: int) -> None:
+        """Take a new random id, while nothing is under way: the daemon may have forgotten the old
+        one."""
+        self._identity = Identity(producer_id)
+        self._sequences = [0] * len(self.opened.vchannels)
 
     @property
     def waiting(self) -> int:
@@ -88,8 +119,8 @@ class Batcher:
 
     def next_shard(self) -> int:
         """Where the next batch without keys goes: the shards in turn."""
-        if self._shard_of_key is not None:
-            return self._shard_of_key
+        if self._shard_of_all is not None:
+            return self._shard_of_all
         return self._batches % len(self.opened.vchannels)
 
     def lines(
@@ -155,20 +186,44 @@ class Batcher:
             compression=compression,
             rows=count,
             properties=self._properties,
-            producer_id=self._producer_id,
+            producer_id=self._identity.id,
+            producer_epoch=self._identity.epoch,
             producer_sequence=self._sequences[number],
+            partition=self._partition,
+            txn_id=self._txn_id,
         )
         size = len(body)
-        self._waiting.append(_Sent(request_id, self.opened.vchannels[number], count, size, tag))
+        head = frames.pack_append(request_id, sent, expect=expect, buffered=self._buffered)
+        buffers = [head, body]
+        vchannel = self.opened.vchannels[number]
+        self._waiting.append(_Sent(request_id, vchannel, count, size, tag, buffers))
         self.in_flight += size
         self.sent += 1
-        head = frames.pack_append(request_id, sent, expect=expect, buffered=self._buffered)
-        return [head, body]
+        return buffers
+
+    def unanswered(self) -> list[list[_Buffer]]:
+        """The frames to send again over a new connection, in order."""
+        self._early.clear()
+        return [sent.buffers for sent in self._waiting]
+
+    def wants_resend(self, frame: Frame) -> bool:
+        """Whether an answer says that batches must be sent again: their bytes were lost on the
+        way, or their fate is unknown."""
+        if frame.kind != Kind.ERROR or not self._waiting:
+            return False
+        error = frames.unpack_error(frame)
+        if isinstance(error, OutOfSequenceError):
+            return frame.request_id != self._waiting[0].request_id and any(
+                frame.request_id == sent.request_id for sent in self._waiting
+            )
+        return isinstance(error, NotReadyError) or "outcome_unknown" in error.details
 
     def answered(self, frame: Frame) -> list[Ack]:
         """Take an answer in. Acks come out in the order in which the batches were sent.
 
         Raises the daemon's error once all batches before the refused one are acknowledged."""
+        if not any(sent.request_id == frame.request_id for sent in self._waiting):
+            return []  # An answer that came twice.
         self._early[frame.request_id] = frame
         acks: list[Ack] = []
         while self._waiting and self._waiting[0].request_id in self._early:

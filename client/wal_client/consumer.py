@@ -100,7 +100,7 @@ class Tail:
             return
         elif frame.kind == Kind.SUBSCRIBED:
             shard.subscribed(frame)
-        elif frame.kind == Kind.BATCHES:
+        elif frame.kind in (Kind.BATCHES, Kind.TXN_BATCHES):
             yield from shard.batches(frame)
         elif frame.kind == Kind.END:
             shard.done = True

@@ -1,8 +1,11 @@
-"""The blocking producer: batches rows, keeps a window of them under way, gives a receipt."""
+"""The blocking producer: batches rows, keeps a window of them under way, gives a receipt.
+
+A lost connection or answer is no error while the client's timeout lasts: the batches under way are
+sent again, and the daemon answers those that it has written with what they got (``batcher``).
+"""
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -11,14 +14,23 @@ from wal_client.batcher import Batcher, Opened
 from wal_client.receipts import Ack, Receipt
 from wal_core import frames
 from wal_core.batch import Record, type_headers
+from wal_core.clock import sleep
 from wal_core.errors import (
+    NotFoundError,
+    NotReadyError,
+    TimedOutError,
+    UnreachableError,
     WalError,
 )
 from wal_core.frames import Frame, Kind
-from wal_core.limits import BATCH_TARGET_BYTES, CLIENT_WINDOW_BYTES
+from wal_core.limits import (
+    ANONYMOUS_PRODUCER_SECONDS,
+    BATCH_TARGET_BYTES,
+    CLIENT_WINDOW_BYTES,
+    PRODUCER_RESULTS_MAX,
+)
 
 _POLL_SECONDS = 0.02
-_RECEIVE_BYTES = 256 * 1024
 _Buffer = bytes | bytearray | memoryview
 
 if TYPE_CHECKING:
@@ -31,9 +43,15 @@ class Producer:
     After an error the producer is at its end: ``receipt`` says what is durable."""
 
     def __init__(
-        self, client: Client, batcher: Batcher, on_ack: Callable[[Ack], None] | None
+        self,
+        client: Client,
+        batcher: Batcher,
+        on_ack: Callable[[Ack], None] | None,
+        new_id: Callable[[], int] | None = None,
     ) -> None:
+        """``new_id``: gives random ids, for a producer that has no name."""
         self.receipt = Receipt(batcher.opened.name)
+        self._new_id = new_id
         self._client = client
         self._batcher = batcher
         self._on_ack = on_ack
@@ -41,6 +59,8 @@ class Producer:
         self._size = 0
         self._keyed: dict[int, list[Record]] = {}
         self._connection = client.connection
+        self._last_progress = client.now()
+        """When an answer came last, or a batch went out while none was under way."""
 
     def __enter__(self) -> Self:
         return self
@@ -66,7 +86,8 @@ class Producer:
 
     def lines(self, body: _Buffer, count: int, tag: Any = None, expect: int = -1) -> None:
         """Send ``count`` lines, each ended by a newline, as one batch: bytes as they come."""
-        self._send(self._batcher.lines(self._client.next_id(), body, count, tag, expect))
+        next_id = self._client.next_id()
+        self._send(lambda: self._batcher.lines(next_id, body, count, tag, expect))
 
     def records(
         self,
@@ -76,16 +97,16 @@ class Producer:
         expect: int = -1,
     ) -> None:
         """Send rows as one batch; with keys of their own they must share ``shard``."""
-        self._send(self._batcher.records(self._client.next_id(), records, tag, shard, expect))
+        next_id = self._client.next_id()
+        self._send(lambda: self._batcher.records(next_id, records, tag, shard, expect))
 
     def encoded(
         self, encoding: int, body: _Buffer, count: int, tag: Any = None, expect: int = -1
     ) -> None:
         """Send rows that are encoded already as one batch (``wal_core.batch``)."""
+        next_id = self._client.next_id()
         self._send(
-            self._batcher.encoded(
-                self._client.next_id(), encoding, body, count, tag=tag, expect=expect
-            )
+            lambda: self._batcher.encoded(next_id, encoding, body, count, tag=tag, expect=expect)
         )
 
     def shard_of(self, key: bytes) -> int:
@@ -132,31 +153,46 @@ class Producer:
         self._size = 0
         if self._bodies:
             bodies, self._bodies = self._bodies, []
-            self._send(self._batcher.bodies(self._client.next_id(), bodies))
+            next_id = self._client.next_id()
+            self._send(lambda: self._batcher.bodies(next_id, bodies))
         keyed, self._keyed = self._keyed, {}
         for shard, records in keyed.items():
             self.records(records, shard=shard)
 
-    def _send(self, buffers: list[_Buffer]) -> None:
+    def _send(self, make: Callable[[], list[_Buffer]]) -> None:
+        if not self._batcher.waiting:
+            now = self._client.now()
+            idle = now - self._last_progress
+            if self._new_id is not None and idle > ANONYMOUS_PRODUCER_SECONDS / 2:
+                self._batcher.become(self._new_id())
+            self._last_progress = now
+        buffers = make()
         try:
             self._connection.send(buffers)
         except OSError as error:
-            self._take_what_came()
-            raise self._lost(error) from None
-        while self._batcher.in_flight > CLIENT_WINDOW_BYTES:
+            self._recover(error)
+        while (
+            self._batcher.in_flight > CLIENT_WINDOW_BYTES
+            or self._batcher.waiting >= PRODUCER_RESULTS_MAX
+        ):
             self._receive()
 
     def _receive(self) -> None:
         try:
             frame = self._connection.receive()
         except OSError as error:
-            raise self._lost(error) from None
+            self._recover(error)
+            return
+        if self._batcher.wants_resend(frame):
+            self._recover(frames.unpack_error(frame))
+            return
         self._answered(frame)
 
     def _answered(self, frame: Frame) -> None:
         if frame.kind == Kind.ERROR and frame.request_id == 0:
             raise frames.unpack_error(frame)
         for ack in self._batcher.answered(frame):
+            self._last_progress = self._client.now()
             self.receipt.add(ack)
             if self._on_ack is not None:
                 self._on_ack(ack)
@@ -164,13 +200,34 @@ class Producer:
         if refusal is not None:
             raise refusal
 
-    def _take_what_came(self) -> None:
-        """Answers may lie in the socket of a daemon that is gone."""
-        with contextlib.suppress(OSError):
-            while self._batcher.waiting:
-                self._answered(self._connection.receive())
+    def _recover(self, error: Exception) -> None:
+        """Connect again and send again what is under way, until the client's timeout is over.
 
-    def _lost(self, error: OSError) -> WalError:
-        self._client.close()
-        why = "no answer in time" if isinstance(error, TimeoutError) else "the daemon hung up"
+        Raises OutcomeUnknownError then, and NotFoundError where the collection is gone."""
+        deadline = self._client.deadline(self._last_progress)
+        pause = 0.0
+        while True:
+            self._client.close()
+            if self._client.is_over(deadline):
+                raise self._lost(error)
+            sleep(pause)
+            pause = _POLL_SECONDS
+            try:
+                again = self._client.open(self.opened.name)
+                if again.id != self.opened.id:
+                    raise NotFoundError(f"collection {self.opened.name!r} was dropped meanwhile")
+                self._connection = self._client.connection
+                for buffers in self._batcher.unanswered():
+                    self._connection.send(buffers)
+                return
+            except (OSError, UnreachableError, TimedOutError, NotReadyError) as failure:
+                error = failure
+
+    def _lost(self, error: Exception) -> WalError:
+        if isinstance(error, WalError):
+            why = f"{error.message} [{error.code}]"
+        elif isinstance(error, TimeoutError):
+            why = "no answer in time"
+        else:
+            why = "the daemon hung up"
         return self._batcher.lost(why)

@@ -178,8 +178,14 @@ class ShardReader:
                     self._end = min(self._end, latest)
 
     def batches(self, frame: Frame) -> Iterator[RowBatch]:
-        """The rows of a BATCHES frame. Raises CorruptError naming file and offset."""
-        term, first_sequence = frames.BATCHES.unpack(frame.meta)
+        """The rows of a BATCHES or TXN_BATCHES frame. Raises CorruptError naming file and
+        offset."""
+        committed: tuple[int, int] | None = None
+        if frame.kind == frames.Kind.TXN_BATCHES:
+            term, first_sequence, *of_commit = frames.TXN_BATCHES.unpack(frame.meta)
+            committed = (of_commit[0], of_commit[1])
+        else:
+            term, first_sequence = frames.BATCHES.unpack(frame.meta)
         seed = identity_seed(term, first_sequence)
         data = memoryview(frame.body)
         at = 0
@@ -199,6 +205,11 @@ class ShardReader:
                     offset=header.position,
                 )
             properties = bytes(data[at + HEADER_SIZE_BYTES : end - header.body_length])
+            if committed is not None:
+                # Offsets and the timestamp of its rows are the commit's to give.
+                offset, tso = committed
+                header = header._replace(first_offset=offset, tso=tso)
+                committed = (offset + header.rows, tso)
             rows = self._rows(header, properties, body)
             if rows is not None:
                 yield rows

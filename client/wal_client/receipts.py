@@ -56,6 +56,8 @@ class Receipt:
 
     def add(self, ack: Ack) -> None:
         self.count += ack.rows
+        if ack.first < 0:  # Staged in a transaction: offsets come with its commit.
+            return
         self.tso = max(self.tso, ack.tso)
         self.durable = self.durable and ack.durable
         part = self._open.get(ack.vchannel)

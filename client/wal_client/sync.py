@@ -10,13 +10,14 @@ from typing import Any, Self
 
 import msgspec
 
-from wal_client.batcher import Batcher, Opened, unpack_opened
+from wal_client.batcher import Batcher, Identity, Opened, unpack_opened
 from wal_client.connection import Connection
 from wal_client.consumer import Tail
 from wal_client.endpoint import Endpoint
 from wal_client.producer import Producer
 from wal_client.ranges import EARLIEST, NOW, From, RowBatch, Until
 from wal_client.receipts import Ack, Receipt
+from wal_client.txn import Transaction
 from wal_core import frames
 from wal_core.batch import type_headers
 from wal_core.clock import Clock, SystemClock, sleep
@@ -26,6 +27,8 @@ from wal_core.errors import (
     UnreachableError,
 )
 from wal_core.frames import Frame, Hello, Kind
+from wal_core.limits import TXN_KEEPALIVE_SECONDS
+from wal_core.names import producer_id
 from wal_core.settings import resolve
 
 _POLL_SECONDS = 0.02
@@ -77,9 +80,16 @@ class Client:
     def next_id(self) -> int:
         return next(self._ids) & 0xFFFFFFFF
 
-    def deadline(self) -> float | None:
-        """When the timeout that begins now is over; None: never. For ``is_over``."""
-        return None if self._timeout is None else self._clock.monotonic() + self._timeout
+    def now(self) -> float:
+        """Seconds on the clock of ``deadline``."""
+        return self._clock.monotonic()
+
+    def deadline(self, since: float | None = None) -> float | None:
+        """When the timeout that begins now (or began at ``since``) is over; None: never. For
+        ``is_over``."""
+        if self._timeout is None:
+            return None
+        return (self.now() if since is None else since) + self._timeout
 
     def is_over(self, deadline: float | None) -> bool:
         """Whether a ``deadline`` has passed."""
@@ -123,19 +133,52 @@ class Client:
         headers: type_headers = (),
         compress: bool = False,
         buffered: bool = False,
+        partition: str | None = None,
+        shard: int | None = None,
+        identity: Identity | None = None,
+        txn: Transaction | None = None,
         on_ack: Callable[[Ack], None] | None = None,
     ) -> Producer:
-        """A producer of one collection. ``key`` and ``headers`` go with every row."""
-        opened = self.open(collection, create=create)
+        """A producer of one collection. ``key`` and ``headers`` go with every row; ``shard``: where
+        rows without a key go (None: the shards in turn). ``identity``: that of a name, whose
+        batches the caller numbers (None: a random one). Raises NotFoundError for a partition that
+        does not exist, and with ``txn`` TxnInvalidStateError outside of its scope."""
+        if txn is not None:
+            txn.check(collection)
+        opened = self.open(collection, create=create and txn is None)
+        number = 0
+        if partition is not None:
+            number = self.call("partition", name=collection, partition=partition)
         batcher = Batcher(
             opened,
-            self._clock.token(),
+            identity or Identity(self._clock.token()),
             key=key,
             headers=headers,
             compress=compress,
             buffered=buffered,
+            partition=number,
+            shard=shard,
+            txn_id=0 if txn is None else txn.number,
         )
-        return Producer(self, batcher, on_ack)
+        return Producer(self, batcher, on_ack, self._clock.token if identity is None else None)
+
+    def named_producer(self, collection: str, name: str, **options: Any) -> Producer:
+        """A producer with a name: it takes the next epoch of it, which fences whoever used the name
+        before, and numbers its batches from 1. ``options``: see ``producer``."""
+        opened = self.open(collection, create=options.get("create", True))
+        id = producer_id("producer", name)
+        epoch = self.call("producer_epoch", collection=opened.name, producer=str(id))
+        return self.producer(collection, identity=Identity(id, epoch + 1), **options)
+
+    def begin(
+        self, *collections: str, keepalive: float = TXN_KEEPALIVE_SECONDS, create: bool = True
+    ) -> Transaction:
+        """Begin a transaction over collections. ``keepalive``: seconds after which it is rolled
+        back, unless something is appended or it is renewed."""
+        for name in collections:
+            self.open(name, create=create)
+        id = self.call("txn_begin", collections=list(collections), keepalive=keepalive)
+        return Transaction(self, id)
 
     def append(
         self, collection: str, bodies: Iterable[bytes], *, key: bytes | None = None

@@ -110,6 +110,75 @@ class ExpectationFailedError(WalError):
     exit_status = EXIT_PRECONDITION
 
 
+class OutOfSequenceError(WalError):
+    """A producer's batch does not follow the last one that the log has of it.
+
+    Nothing of the batch was written; the message carries the true last sequence. Either a batch
+    before this one is missing (a gap), or this one was written so long ago that its result is no
+    longer remembered. With `--producer NAME` the sequences of a collection with one shard go up by
+    one; with several shards they only go up.
+    """
+
+    code = "out-of-sequence"
+    exit_status = EXIT_PRECONDITION
+
+
+class ProducerFencedError(WalError):
+    """A newer epoch of the same producer has written: this one is at its end.
+
+    Nothing of the batch was written. Another process has taken the producer's name over; stop
+    this one, or open the producer again, which takes a newer epoch and fences the other.
+    """
+
+    code = "producer-fenced"
+    exit_status = EXIT_PRECONDITION
+
+
+class TxnExpiredError(WalError):
+    """The transaction's keepalive passed without an append, and the daemon rolled it back.
+
+    None of its rows will ever be seen. Begin again, with a longer `--keepalive` where the work
+    between two appends takes its time; `wal txn run` renews it by itself.
+    """
+
+    code = "txn-expired"
+    exit_status = EXIT_PRECONDITION
+    default_hint = "wal txn begin --keepalive 60s …"
+
+
+class TxnInvalidStateError(WalError):
+    """The transaction cannot do this any more, or not here.
+
+    It was committed, or rolled back (by its owner, or by a drop, a truncation or another change of
+    a collection in its scope), or the collection is outside of its scope. Nothing was written.
+    """
+
+    code = "txn-invalid-state"
+    exit_status = EXIT_PRECONDITION
+    default_hint = "wal txn ls"
+
+
+class UnknownTxnError(WalError):
+    """There is no transaction with this id, and none that ended in the last ten minutes.
+
+    `wal txn ls` lists the open ones.
+    """
+
+    code = "unknown-txn"
+    exit_status = EXIT_NOT_FOUND
+    default_hint = "wal txn ls"
+
+
+class TxnTooLargeError(WalError):
+    """The transaction reached a limit: four billion rows, or rows in 1024 log segments (64 GiB).
+
+    The append that met the limit was not written; what was staged before can still be committed.
+    """
+
+    code = "txn-too-large"
+    exit_status = EXIT_BAD_INPUT
+
+
 class FencedError(WalError):
     """Another owner took this PChannel over while the request was under way.
 

@@ -46,6 +46,8 @@ SUBSCRIBED = struct.Struct("<QQ")
 """first offset that will come, next offset of the VChannel at this moment."""
 BATCHES = struct.Struct("<QQ")
 """term and first sequence of the segment in which the batches of the body lie."""
+TXN_BATCHES = struct.Struct("<QQqQ")
+"""The same, then what the commit gave: offset of the first row of the body, and the timestamp."""
 
 
 class Kind(enum.IntEnum):
@@ -69,6 +71,8 @@ class Kind(enum.IntEnum):
     """Control. Body: msgpack [operation, {arguments}]."""
     RESULT = 14
     """Body: one msgpack value."""
+    TXN_BATCHES = 15
+    """Batches of a transaction; their headers know no offsets."""
 
 
 class Start(enum.IntEnum):

@@ -20,6 +20,39 @@ NAME_LENGTH_MAX = 128
 SHARDS_MAX = 1024
 KEY_SIZE_MAX_BYTES = 32 * KIB
 
+# -- producers -------------------------------------------------------------------------------------
+PRODUCER_RESULTS_MAX = 64
+"""Results remembered per producer and VChannel, and so the batches that a producer may have under
+way: after a lost connection each of them is sent again and must be known."""
+PRODUCERS_MAX = 65_536
+"""Remembered per VChannel; a new one beyond is refused until old ones expire."""
+PRODUCERS_LOOK_AT = 1024
+"""From so many on the expired ones are looked for, each time their number has doubled."""
+NAMED_PRODUCER_SECONDS = 24 * 3600
+"""How long a producer with a name (and a dedup id) is remembered after its last batch."""
+ANONYMOUS_PRODUCER_SECONDS = 600
+"""The same for the random ids of clients that gave no name. A client takes a new id after half of
+it without a batch, so it never meets its own expiry."""
+
+# -- transactions ----------------------------------------------------------------------------------
+TXN_KEEPALIVE_SECONDS = 10.0
+TXN_KEEPALIVE_MAX_SECONDS = 24 * 3600.0
+TXN_ROWS_MAX = (1 << 32) - 1
+"""The commit's header counts them in 32 bits."""
+TXN_SEGMENTS_MAX = 1024
+"""Log segments that the rows of one transaction may lie in: 64 GiB of full-sized ones."""
+TXN_EXTENTS_MAX = 2048
+"""Ranges of log that a commit names; neighbours are joined beyond it."""
+TXN_COMMIT_BODY_MAX_BYTES = 64 * KIB
+"""What so many ranges take: room for it is kept when a commit is queued."""
+TXN_MEMORY_BYTES = 16 * MIB
+"""Rows of open transactions kept for tailing readers, of all together; beyond it a commit's rows
+are read back from the log."""
+TXNS_OPEN_MAX = 10_000
+TXNS_REMEMBERED_MAX = 65_536
+TXN_REMEMBERED_SECONDS = 600
+"""How long the end of a transaction is remembered per VChannel, for a repeated commit."""
+
 # -- wire ------------------------------------------------------------------------------------------
 FRAME_META_MAX_BYTES = 4 * KIB
 FRAME_PAYLOAD_MAX_BYTES = BATCH_BODY_MAX_BYTES + PROPERTIES_SIZE_MAX_BYTES + FRAME_META_MAX_BYTES
@@ -33,8 +66,6 @@ CONNECTION_UNACKNOWLEDGED_MAX_BYTES = 32 * MIB
 """Above it the daemon stops reading from the connection until acknowledgements went out."""
 UNACKNOWLEDGED_MAX_BYTES = 256 * MIB
 """The same over all connections: what appends may hold in memory."""
-FAILED_PRODUCERS_MAX = 1024
-"""Remembered per connection; a client that goes on after so many refusals is cut."""
 HELLO_DEADLINE_SECONDS = 5.0
 FRAME_DEADLINE_SECONDS = 30.0
 """A started frame must be complete by then; a byte a second holds no memory for hours."""

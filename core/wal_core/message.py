@@ -21,7 +21,7 @@ offset   size  field             meaning
 32       8     producer id       0: none
 40       8     producer sequence of the producer in this VChannel
 48       4     producer epoch
-52       4     reserved          0
+52       4     partition         of the rows; 0: the default one
 56       8     transaction id    0: none
 64       8     trace id
 72       8     term              ownership under which it was written
@@ -121,7 +121,7 @@ class Header(NamedTuple):
     producer_id: int
     producer_sequence: int
     producer_epoch: int
-    reserved: int
+    partition: int
     txn_id: int
     trace_id: int
     term: int
@@ -193,6 +193,7 @@ def message(
     producer_id: int = 0,
     producer_epoch: int = 0,
     producer_sequence: int = 0,
+    partition: int = 0,
     txn_id: int = 0,
     trace_id: int = 0,
 ) -> Message:
@@ -212,7 +213,7 @@ def message(
         producer_id,
         producer_sequence,
         producer_epoch,
-        0,
+        partition,
         txn_id,
         trace_id,
     )
@@ -225,10 +226,12 @@ def identity_seed(term: int, first_sequence: int) -> int:
 
 
 def pack_header(
-    message: Message, term: int, position: int, synced_upto: int, seed: int
+    message: Message, term: int, position: int, synced_upto: int, confirmed_below: int, seed: int
 ) -> tuple[bytes, bytes]:
     """Header and properties of a sequenced message, as they stand at ``position`` of a segment;
-    and the header's checksum, 4 bytes, for the running checksum."""
+    and the header's checksum, 4 bytes, for the running checksum.
+
+    ``confirmed_below``: sequence of the oldest BeginTxn that is still open."""
     sequence = message.sequence
     head = message.client_half + SERVICE_HALF.pack(
         term,
@@ -236,7 +239,7 @@ def pack_header(
         message.tso,
         message.first_offset,
         synced_upto,
-        sequence - 1,
+        (sequence if sequence < confirmed_below else confirmed_below) - 1,
         position,
     )
     properties = message.properties

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import zlib
+from collections.abc import Iterator
 
 from wal_core.errors import AlreadyExistsError, NotFoundError, UsageError
 from wal_core.limits import SHARDS_MAX
@@ -13,7 +15,7 @@ from wal_daemon.wal.pchannel import PChannel
 from wal_storage.catalog import collections as family
 from wal_storage.catalog.base import Catalog
 from wal_storage.catalog.collections import Collection, Shard
-from wal_storage.state import CreateCollection, encode_create
+from wal_storage.state import Change, CreateCollection, encode_change, encode_create
 
 
 class Collections:
@@ -48,6 +50,7 @@ class Collections:
                 await self._drop_shards(shards[collection_id])
             else:
                 created = await self._create_shards(collection_id, what)
+                await self._finish_change(created)
                 self.by_name[what.collection] = Collection(
                     what.collection, collection_id, tso, created
                 )
@@ -97,9 +100,105 @@ class Collections:
         async with self._lock:
             collection = self.get(name)
             del self.by_name[name]
-            await self._drop_shards(collection.shards)
+            with self._locked(collection.shards):
+                await self._drop_shards(collection.shards)
             family.remove(self._catalog, name)
             return collection
+
+    async def truncate(self, name: str) -> Collection:
+        """Hide all rows that are there now. Raises NotFoundError."""
+        return await self._change(name, MessageType.TRUNCATE_COLLECTION)
+
+    async def add_partition(self, name: str, partition: str) -> Collection:
+        """Raises AlreadyExistsError, BadNameError."""
+        check_name(partition, "partition")
+        return await self._change(name, MessageType.CREATE_PARTITION, new=partition)
+
+    async def drop_partition(self, name: str, partition: str) -> Collection:
+        """Nothing can be appended to it any more. Raises NotFoundError."""
+        return await self._change(name, MessageType.DROP_PARTITION, old=partition)
+
+    async def alter(self, name: str, settings: dict[str, str]) -> Collection:
+        """Set settings of a collection; an empty value takes one away."""
+        for key in settings:
+            check_name(key, "setting")
+        return await self._change(name, MessageType.ALTER_COLLECTION, settings=settings)
+
+    def partition(self, name: str, partition: str) -> int:
+        """The id of a partition. Raises NotFoundError."""
+        shard = self.get(name).shards[0]
+        state = self._pchannels[shard.pchannel].vchannels[shard.vchannel]
+        for id, known in state.partitions.items():
+            if known == partition:
+                return id
+        raise NotFoundError(
+            f"collection {name!r} has no partition {partition!r}",
+            hint=f"wal collection alter {name} --add-partition {partition}",
+            partition=partition,
+        )
+
+    async def _change(
+        self,
+        name: str,
+        kind: MessageType,
+        *,
+        new: str = "",
+        old: str = "",
+        settings: dict[str, str] | None = None,
+    ) -> Collection:
+        """One change, to all shards: with their locks held, so that no row gets in between. Their
+        open transactions fail. What a crash cuts short is finished by ``rebuild``."""
+        async with self._lock:
+            collection = self.get(name)
+            states = [
+                self._pchannels[shard.pchannel].vchannels[shard.vchannel]
+                for shard in collection.shards
+            ]
+            first = states[0]
+            if new and new in first.partitions.values():
+                raise AlreadyExistsError(f"collection {name!r} has a partition {new!r}")
+            partition = self.partition(name, old) if old else 0
+            if new:
+                partition = max(state.last_partition for state in states) + 1
+            number = max(state.ddl for state in states) + 1
+            body = encode_change(Change(number, partition, new, settings or {}))
+            with self._locked(collection.shards):
+                await self._change_shards(collection.shards, kind, body)
+            return collection
+
+    async def _change_shards(self, shards: list[Shard], kind: int, body: bytes) -> None:
+        await asyncio.gather(
+            *(
+                self._pchannels[shard.pchannel].append(
+                    message(kind, shard.vchannel, body, encoding=Encoding.MSGPACK)
+                )
+                for shard in shards
+            )
+        )
+
+    @contextlib.contextmanager
+    def _locked(self, shards: list[Shard]) -> Iterator[None]:
+        by_pchannel: dict[int, list[int]] = {}
+        for shard in shards:
+            by_pchannel.setdefault(shard.pchannel, []).append(shard.vchannel)
+        for number, vchannels in by_pchannel.items():
+            self._pchannels[number].lock(vchannels)
+        try:
+            yield
+        finally:
+            for number, vchannels in by_pchannel.items():
+                self._pchannels[number].unlock(vchannels)
+
+    async def _finish_change(self, shards: list[Shard]) -> None:
+        """Bring the shards that the last change did not reach before a crash up to the others."""
+        states = {
+            shard.vchannel: self._pchannels[shard.pchannel].vchannels[shard.vchannel]
+            for shard in shards
+        }
+        ahead = max(states.values(), key=lambda state: state.ddl)
+        behind = [shard for shard in shards if states[shard.vchannel].ddl < ahead.ddl]
+        kind, body = ahead.last_change
+        await self._change_shards(behind, kind, body)
 
     async def _create_shards(self, collection_id: int, what: CreateCollection) -> list[Shard]:
         """Create the shards that do not exist yet, each where its number and name put it."""

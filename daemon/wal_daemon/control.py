@@ -6,9 +6,12 @@ import resource
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
-from wal_core.errors import UsageError
+from wal_core.errors import UnknownTxnError, UsageError
+from wal_core.names import vchannel_name
 from wal_core.tso import ms_of, rfc3339
 from wal_core.version import VERSION
+from wal_daemon.transactions import ProducerOf
+from wal_daemon.wal.requests import ANY_OFFSET
 from wal_storage.catalog.collections import Collection
 
 if TYPE_CHECKING:
@@ -33,6 +36,7 @@ async def status(node: Node, _: dict[str, Any]) -> dict[str, Any]:
         "connections": len(node.server.connections),
         "subscriptions": sum(one.subscriptions for one in node.server.connections),
         "collections": len(node.collections.by_name) if node.ready else 0,
+        "open_transactions": node.transactions.open,
         "pchannels": [_pchannel(node, number) for number in range(len(node.pchannels))],
     }
 
@@ -86,6 +90,93 @@ async def drop(node: Node, arguments: dict[str, Any]) -> dict[str, Any]:
     return described
 
 
+async def truncate(node: Node, arguments: dict[str, Any]) -> dict[str, Any]:
+    described = _describe(node, node.collections.get(str(arguments["name"])))
+    await node.collections.truncate(described["collection"])
+    return described
+
+
+async def alter(node: Node, arguments: dict[str, Any]) -> dict[str, Any]:
+    """Partitions to add and to drop, and settings; one change after the other."""
+    collections = node.collections
+    name = str(arguments["name"])
+    for partition in arguments.get("add_partitions", ()):
+        await collections.add_partition(name, str(partition))
+    for partition in arguments.get("drop_partitions", ()):
+        await collections.drop_partition(name, str(partition))
+    settings = {str(key): str(value) for key, value in arguments.get("settings", {}).items()}
+    if settings:
+        await collections.alter(name, settings)
+    return _describe(node, collections.get(name))
+
+
+async def partition(node: Node, arguments: dict[str, Any]) -> int:
+    """The id of a partition."""
+    return node.collections.partition(str(arguments["name"]), str(arguments["partition"]))
+
+
+async def producer_epoch(node: Node, arguments: dict[str, Any]) -> int:
+    """The highest epoch with which a producer has written to a collection; -1: none."""
+    collection = node.collections.get(str(arguments["collection"]))
+    id = int(arguments["producer"])
+    epoch = -1
+    for shard in collection.shards:
+        state = node.pchannels[shard.pchannel].vchannels[shard.vchannel]
+        known = state.producers_by_id.get(id)
+        epoch = max(epoch, -1 if known is None else known.epoch)
+    return epoch
+
+
+async def txn_begin(node: Node, arguments: dict[str, Any]) -> str:
+    """The id of a transaction over all shards of some collections."""
+    found = [node.collections.get(str(name)) for name in arguments["collections"]]
+    scope = [
+        (node.pchannels[shard.pchannel], shard.vchannel)
+        for collection in found
+        for shard in collection.shards
+    ]
+    return txn_text(await node.transactions.begin(scope, float(arguments["keepalive"])))
+
+
+async def txn_commit(node: Node, arguments: dict[str, Any]) -> list[dict[str, Any]]:
+    """What the rows got: a map for each shard that has rows of the transaction."""
+    producer = ProducerOf(*map(int, arguments.get("producer", ())))
+    expect = int(arguments.get("expect", ANY_OFFSET))
+    committed = await node.transactions.commit(txn_of(arguments["id"]), producer, expect)
+    return [
+        {
+            "collection": pchannel.vchannels[one.vchannel].collection,
+            "vchannel": vchannel_name(pchannel.number, one.vchannel),
+            "first": one.first_offset,
+            "count": one.rows,
+            "tso": str(one.tso),
+        }
+        for pchannel, one in committed
+        if one.rows
+    ]
+
+
+async def txn_rollback(node: Node, arguments: dict[str, Any]) -> None:
+    await node.transactions.roll_back(txn_of(arguments["id"]))
+
+
+async def txn_keepalive(node: Node, arguments: dict[str, Any]) -> float:
+    """Seconds that are left now."""
+    return node.transactions.keep_alive(txn_of(arguments["id"]))
+
+
+async def txn_check(node: Node, arguments: dict[str, Any]) -> None:
+    """Whether a collection is in the scope of a transaction."""
+    name = str(arguments["collection"])
+    collection = node.collections.by_name.get(name)
+    shards = [] if collection is None else collection.shards
+    node.transactions.check_scope(txn_of(arguments["id"]), name, shards)
+
+
+async def txn_list(node: Node, _: dict[str, Any]) -> list[dict[str, Any]]:
+    return node.transactions.list_open()
+
+
 async def bounds(node: Node, _: dict[str, Any]) -> list[dict[str, Any]]:
     """How far each PChannel is confirmed: what an offline check of a live log may read."""
     return [
@@ -101,6 +192,16 @@ OPERATIONS: dict[str, Operation] = {
     "describe": describe,
     "create": create,
     "drop": drop,
+    "truncate": truncate,
+    "alter": alter,
+    "partition": partition,
+    "producer_epoch": producer_epoch,
+    "txn_begin": txn_begin,
+    "txn_commit": txn_commit,
+    "txn_rollback": txn_rollback,
+    "txn_keepalive": txn_keepalive,
+    "txn_check": txn_check,
+    "txn_list": txn_list,
     "bounds": bounds,
 }
 WHILE_RECOVERING = frozenset(("status",))
@@ -112,6 +213,19 @@ def operation(name: object) -> Operation:
     if found is None:
         raise UsageError(f"no operation {name!r}")
     return found
+
+
+def txn_text(txn_id: int) -> str:
+    """A transaction's id as users see it: 16 hexadecimal digits."""
+    return f"{txn_id:016x}"
+
+
+def txn_of(text: object) -> int:
+    """Raises UnknownTxnError for what is no id at all."""
+    try:
+        return int(str(text), 16)
+    except ValueError:
+        raise UnknownTxnError(f"{text!r} is no transaction id") from None
 
 
 def _describe(node: Node, collection: Collection) -> dict[str, Any]:
@@ -134,6 +248,8 @@ def _describe(node: Node, collection: Collection) -> dict[str, Any]:
         "id": collection.id,
         "kind": "raw",
         "created": rfc3339(ms_of(collection.created_tso)),
+        "partitions": sorted(state.partitions.values()),
+        "settings": dict(state.settings),
         "rows": sum(shard["next"] - shard["first"] for shard in shards),
         "shards": shards,
     }

@@ -40,7 +40,9 @@ from wal_core.settings import Settings
 from wal_core.version import VERSION
 from wal_daemon import control, ranges
 from wal_daemon.collections import Collections
+from wal_daemon.pipeline.txn import Leases
 from wal_daemon.server import Connection, Server
+from wal_daemon.transactions import Transactions
 from wal_daemon.wal.buffer import WriteAheadBuffer
 from wal_daemon.wal.pchannel import PChannel
 from wal_daemon.wal.subscription import Subscription
@@ -69,6 +71,8 @@ class Node:
         self.pchannels: list[PChannel] = []
         self.wals: list[FileWal] = []
         self.collections: Collections
+        self._leases = Leases(clock.monotonic)
+        self.transactions = Transactions(clock, self._leases, self.spawn)
         self.server: Server
         self._settings = settings
         self._clock = clock
@@ -107,6 +111,9 @@ class Node:
         try:
             await self._recover(loop)
             failure = await self._stopping
+            self.state = "stopping"
+            if failure is None:
+                await self._let_transactions_end()
         except WalError as error:
             failure = error
         finally:
@@ -137,6 +144,8 @@ class Node:
         self._watch(self._disks, loop)
         self.collections = Collections(catalog, self.pchannels)
         await self.collections.rebuild()
+        for pchannel in self.pchannels:
+            self.transactions.revive(pchannel)
         if not self._stopping.done():
             self.ready = True
             self.state = "ready"
@@ -149,8 +158,18 @@ class Node:
             },
         )
 
+    async def _let_transactions_end(self) -> None:
+        """Before a graceful stop: nothing new begins, what is open may go on for a moment. What is
+        still open then stays so in the log, and goes on with the next daemon."""
+        for pchannel in self.pchannels:
+            pchannel.stop_beginning()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(DRAIN_SECONDS):
+                await self.transactions.wait_until_none_is_open()
+
     async def _shut_down(self, term: fence.Term, name_disk: Disk) -> None:
         self.ready = False
+        self.transactions.close()
         self._unwatch()
         try:
             async with asyncio.timeout(DRAIN_SECONDS):
@@ -245,7 +264,16 @@ class Node:
         buffer = WriteAheadBuffer(self._clock.monotonic, self._settings["buffer_size"])
         self.wals.append(wal)
         self.pchannels.append(
-            PChannel(number, wal, recovered, self._clock, committer, buffer, self._on_failure)
+            PChannel(
+                number,
+                wal,
+                recovered,
+                self._clock,
+                committer,
+                buffer,
+                self._leases,
+                self._on_failure,
+            )
         )
 
     def _report(self, number: int, recovered: Recovered) -> None:
@@ -307,6 +335,7 @@ class Node:
                 continue
             self.wals[number] = wal
             pchannel.attach(wal, recovered)
+            self.transactions.revive(pchannel)
             self._report(number, recovered)
             log.info("reopened", extra={"pchannel": number, "term": wal.term})
             return

@@ -21,7 +21,6 @@ from wal_core.frames import Frame, Kind
 from wal_core.limits import (
     CONNECTION_UNACKNOWLEDGED_MAX_BYTES,
     CONNECTIONS_MAX,
-    FAILED_PRODUCERS_MAX,
     FRAME_DEADLINE_SECONDS,
     FRAME_META_MAX_BYTES,
     FRAME_PAYLOAD_MAX_BYTES,
@@ -100,7 +99,6 @@ class Connection(asyncio.BufferedProtocol):
         self._fd = -1
         self._subscriptions: dict[int, Subscription] = {}
         self.paused = False
-        self.failed_producers: dict[int, WalError] = {}
         self.peer_pid, self.peer_uid = 0, -1
 
     # -- asyncio -----------------------------------------------------------------------------------
@@ -256,11 +254,6 @@ class Connection(asyncio.BufferedProtocol):
 
     def refuse(self, request: AppendRequest, error: WalError, outcome_unknown: bool) -> None:
         self._release(request.size)
-        if request.producer_id:
-            self.failed_producers.setdefault(request.producer_id, error)
-            if len(self.failed_producers) > FAILED_PRODUCERS_MAX:
-                self.fail(ThrottledError("too many producers of this connection were refused"))
-                return
         self.send([frames.pack_error(request.request_id, error, outcome_unknown=outcome_unknown)])
 
     def send(self, buffers: Sequence[Buffer]) -> None:

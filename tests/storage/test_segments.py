@@ -176,7 +176,6 @@ def test_a_segment_cut_short_below_its_valid_length_is_reported(tmp_path: Path) 
         assert caught.value.details["file"] == name
         assert seen == bodies[: len(seen)]
         (tmp_path / name).write_bytes(whole)
-        again.wal.segments[0].forget_opening()
     again.close(seal=False)
 
 

@@ -133,7 +133,7 @@ class Writer:
             self.state.next_sequence = one.sequence + 1
             self.state.tso = one.tso
         self.wal.cover(self.tso.last)
-        self.wal.append(messages)
+        self.wal.append(messages, self.state.confirmed_below)
 
     def rows(
         self, vchannel: int = V1, offset: int = 0, found: list[bytes] | None = None

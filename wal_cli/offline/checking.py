@@ -276,7 +276,7 @@ class _PChannelCheck:
         name = segment.file_name
         data = self._disk.read_all(name) if self._deep or following is None else None
         try:
-            opening = segment.opening
+            opening = segment.opening()
         except CorruptError as error:
             self._note_error(error)
             opening = None
@@ -368,7 +368,7 @@ class _PChannelCheck:
         if reading.state is None or reading.contradictions:
             return
         try:
-            opening = following.opening
+            opening = following.opening()
         except CorruptError:
             return  # Said when that segment is checked.
         if _offsets(opening) != _offsets(reading.state):
@@ -407,8 +407,6 @@ class _Reading:
             header.id.first_sequence,
             header.predecessor.running,
         )
-        if opening is not None:
-            segment.forget_opening()  # It was moved on; who asks next reads it again.
         if known is not None and self.end.valid_length != known:
             text = self.end.problem or f"the segment ends here, {known} is due"
             self.damage.append((self.end.valid_length, text))
@@ -478,10 +476,13 @@ class _Reading:
             self.state = None
 
 
-def _offsets(state: ChannelState) -> dict[int, tuple[str, int, bool]]:
+def _offsets(state: ChannelState) -> dict[int, tuple[Any, ...]]:
     """What two states must agree about."""
     return {
-        one.id: (one.collection, one.next_offset, one.dropped_tso > 0)
+        one.id: (
+            *(one.collection, one.next_offset, one.first_offset, one.dropped_tso > 0),
+            *(one.txns, one.partitions, one.settings, one.ddl),
+        )
         for one in state.vchannels.values()
     }
 

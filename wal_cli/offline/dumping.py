@@ -94,6 +94,9 @@ def _snapshot_map(state: ChannelState, batch: Header) -> dict[str, Any]:
             "created_tso": str(one.created_tso),
             "last_tso": str(one.last_tso),
             "dropped_tso": str(one.dropped_tso) if one.dropped_tso else None,
+            "producers": len(one.producers_by_id),
+            "open_transactions": [f"{txn_id:016x}" for txn_id in one.txns],
+            "partitions": sorted(one.partitions.values()),
         }
         for one in state.vchannels.values()
     ]
@@ -124,9 +127,12 @@ def _batch_map(header: Header) -> dict[str, Any]:
         "body_bytes": header.body_length,
         "properties_bytes": header.properties_length,
         "producer": str(header.producer_id),
+        "producer_epoch": header.producer_epoch,
         "producer_sequence": header.producer_sequence,
-        "txn": str(header.txn_id),
+        "partition": header.partition,
+        "txn": f"{header.txn_id:016x}" if header.txn_id else None,
         "synced_upto": header.synced_upto,
+        "last_confirmed": header.last_confirmed,
     }
 
 

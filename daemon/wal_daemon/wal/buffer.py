@@ -10,7 +10,7 @@ It is kept by commit group, so that a commit pays for the group and not for each
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from wal_core.limits import WRITE_AHEAD_BUFFER_BYTES, WRITE_AHEAD_BUFFER_SECONDS
@@ -29,15 +29,11 @@ class Rows(NamedTuple):
 
     segment: SegmentId
     batches: Sequence[Message]
-
-    @property
-    def first_offset(self) -> int:
-        return self.batches[0].first_offset
-
-    @property
-    def end_offset(self) -> int:
-        last = self.batches[-1]
-        return last.first_offset + last.rows
+    """Empty: these rows are in the log alone (a transaction that was too large to keep)."""
+    first_offset: int
+    end_offset: int
+    committed_tso: int = 0
+    """Set for rows of a transaction."""
 
 
 class WriteAheadBuffer:
@@ -58,46 +54,54 @@ class WriteAheadBuffer:
         self.hits = 0
         self.misses = 0
 
-    def add(self, rows: Mapping[int, Sequence[Message]], segment: SegmentId, size: int) -> None:
-        """A group that was just confirmed: its batches of rows by VChannel, its bytes."""
-        for vchannel, batches in rows.items():
+    def add(self, rows: Sequence[tuple[int, Rows]], size: int) -> None:
+        """A group that was just confirmed: (VChannel, rows), of each VChannel in order; bytes."""
+        for vchannel, some in rows:
             kept = self._rows.get(vchannel)
             if kept is None:
                 kept = self._rows[vchannel] = deque()
-            kept.append(Rows(segment, batches))
-        self._groups.append(_Group(self._monotonic(), size, tuple(rows)))
+            kept.append(some)
+        self._groups.append(_Group(self._monotonic(), size, tuple(one for one, _ in rows)))
         self.size += size
         if self.size > self._capacity:
             self._evict(float("-inf"))
 
     def read(self, vchannel: int, offset: int, limit: int) -> Rows | None:
-        """Batches from the one that holds ``offset`` on, about ``limit`` bytes of one segment.
+        """Batches from the one that holds ``offset`` on, about ``limit`` bytes of one segment and
+        at most one transaction.
 
-        None: that row is older than the buffer, which must be behind the log's end."""
+        None: that row is not in the buffer, which must be behind the log's end."""
         kept = self._rows.get(vchannel)
         if not kept or kept[0].first_offset > offset:
             self.misses += 1
             return None
-        self.hits += 1
         newer: list[Rows] = []
         for rows in reversed(kept):  # A tailing reader wants the last one or two.
             if rows.end_offset <= offset:
                 break
             newer.append(rows)
-        segment = newer[-1].segment
+        first = newer[-1]
+        if not first.batches:
+            self.misses += 1
+            return None
+        self.hits += 1
         found: list[Message] = []
         size = 0
         for rows in reversed(newer):
-            if rows.segment != segment:
+            if (
+                rows.segment != first.segment
+                or rows.committed_tso != first.committed_tso
+                or not rows.batches
+            ):
                 break
             for batch in rows.batches:
                 if batch.first_offset + batch.rows <= offset:
                     continue
                 if found and size + batch.size > limit:
-                    return Rows(segment, found)
+                    return _rows_of(first, found)
                 found.append(batch)
                 size += batch.size
-        return Rows(segment, found)
+        return _rows_of(first, found)
 
     def expire(self) -> float | None:
         """Drop what is too old. Returns the seconds after which to call again; None when empty."""
@@ -121,3 +125,14 @@ class WriteAheadBuffer:
                 if not kept:
                     del self._rows[vchannel]
             self.size -= group.size
+
+
+def _rows_of(like: Rows, batches: list[Message]) -> Rows:
+    last = batches[-1]
+    return Rows(
+        like.segment,
+        batches,
+        batches[0].first_offset,
+        last.first_offset + last.rows,
+        like.committed_tso,
+    )

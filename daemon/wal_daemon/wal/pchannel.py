@@ -12,31 +12,27 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Executor
 from typing import NamedTuple
 
-from wal_core.checksum import crc32c
 from wal_core.clock import Clock
-from wal_core.errors import (
-    BadInputError,
-    ExpectationFailedError,
-    IoFailureError,
-    NotFoundError,
-    NotReadyError,
-    WalError,
-)
+from wal_core.errors import FencedError, IoFailureError, NotReadyError, WalError
 from wal_core.failpoints import failpoint
 from wal_core.limits import (
-    BATCH_RECORDS_MAX,
     GROUP_INLINE_MAX_BYTES,
     GROUP_MAX_BATCHES,
     GROUP_MAX_BYTES,
     MARK_DELAY_SECONDS,
 )
-from wal_core.message import NO_OFFSET, Message, MessageType, message
+from wal_core.message import Message, MessageType, message
 from wal_core.tso import TsoSource
-from wal_daemon.wal.buffer import WriteAheadBuffer
+from wal_daemon.pipeline.lock import Locks
+from wal_daemon.pipeline.redo import Redo
+from wal_daemon.pipeline.sequencer import Sequenced, Sequencer
+from wal_daemon.pipeline.timetick import TimeTick
+from wal_daemon.pipeline.txn import Leases
+from wal_daemon.wal.buffer import Rows, WriteAheadBuffer
 from wal_daemon.wal.gather import Gathering
 from wal_daemon.wal.requests import (
     ANY_OFFSET,
@@ -46,7 +42,9 @@ from wal_daemon.wal.requests import (
     Replies,
     own_request,
 )
-from wal_storage.state import VChannelState, decode_create
+from wal_daemon.wal.staged import Staged
+from wal_storage.log.format import SegmentId
+from wal_storage.state import VChannelState
 from wal_storage.walstore.base import Recovered, WalStorage
 
 _INSERT = int(MessageType.INSERT)
@@ -56,10 +54,9 @@ log = logging.getLogger("wald.pchannel")
 class Outcome(NamedTuple):
     """What became of a group."""
 
-    written: list[AppendRequest]
-    refused: list[tuple[AppendRequest, WalError]]
-    failure: WalError | None
-    """Set: the outcome of ``written`` is unknown, and the WAL storage must be opened anew."""
+    sequenced: Sequenced
+    failure: WalError | None = None
+    """Set: the outcome of what was written is unknown, and the WAL storage must be opened anew."""
 
 
 class PChannel:
@@ -73,12 +70,18 @@ class PChannel:
         clock: Clock,
         committer: Executor,
         buffer: WriteAheadBuffer,
+        leases: Leases,
         on_failure: Callable[[PChannel, WalError], None],
     ) -> None:
         self.number = number
         self.buffer = buffer
         self._clock = clock
         self._committer = committer
+        self._leases = leases
+        self._staged = Staged()
+        self._locks = Locks()
+        self._redo = Redo()
+        self._draining = False
         self._on_failure = on_failure
         self._loop = asyncio.get_running_loop()
         self._queue: deque[AppendRequest] = deque()
@@ -105,9 +108,11 @@ class PChannel:
         self.wal = wal
         self.closed: WalError | None = None
         self._state = recovered.state
-        self._tso = TsoSource(self._clock, recovered.state.tso)
+        self._timetick = TimeTick(TsoSource(self._clock, recovered.state.tso))
+        self._sequencer = Sequencer(recovered.state, self._timetick, self._leases)
         self.cuts = recovered.cuts
         self.buffer.clear()
+        self._staged.clear()
         self.next_offsets = {
             vchannel.id: vchannel.next_offset for vchannel in self._state.vchannels.values()
         }
@@ -120,11 +125,16 @@ class PChannel:
 
     @property
     def last_tso(self) -> int:
-        return self._tso.last
+        return self._timetick.last
 
     @property
     def clock_jumped(self) -> bool:
-        return self._tso.jumped
+        return self._timetick.jumped
+
+    @property
+    def staged_bytes(self) -> int:
+        """Rows of open transactions in memory."""
+        return self._staged.size
 
     @property
     def next_sequence(self) -> int:
@@ -137,6 +147,12 @@ class PChannel:
         if self.closed is not None:
             request.replies.refuse(request, self.closed, False)
             return
+        if self._locks.held and self._locks.stops(request):
+            self._redo.park(request)
+            return
+        if self._draining and not request.txn_id and request.type == _INSERT:
+            request.replies.refuse(request, NotReadyError("the daemon is stopping"), False)
+            return
         self._queue.append(request)
         self._queued_bytes += request.size
         if not self._busy:
@@ -144,16 +160,29 @@ class PChannel:
             self._idle.clear()
             self._loop.call_soon(self._commit)
 
-    async def append(self, message: Message) -> Message:
+    async def append(self, message: Message, expect: int = ANY_OFFSET) -> Message:
         """Append a message of the daemon itself and wait until it is confirmed."""
         replies = FutureReplies(self._loop)
-        self.submit(own_request(message, replies))
+        self.submit(own_request(message, replies, expect))
         return await replies.future
+
+    def lock(self, vchannels: Iterable[int]) -> None:
+        """Let everything but DDL wait that is submitted to these VChannels from now on."""
+        self._locks.take(vchannels)
+
+    def unlock(self, vchannels: Iterable[int]) -> None:
+        self._locks.release(vchannels)
+        for request in self._redo.take():
+            self.submit(request)
+
+    def stop_beginning(self) -> None:
+        """The daemon is about to stop: only open transactions go on."""
+        self._draining = True
 
     async def drain(self) -> None:
         """Refuse what comes from now on and wait for what is under way. The proof of the end is the
         footer that closing writes."""
-        self.closed = NotReadyError("the daemon is stopping")
+        self._refuse_all(NotReadyError("the daemon is stopping"), parked_only=True)
         await self._idle.wait()
         for timer in (self._mark_timer, self._expiry_timer):
             if timer is not None:
@@ -161,9 +190,16 @@ class PChannel:
 
     def close(self, error: WalError) -> None:
         """Refuse everything from now on with ``error``."""
+        self._refuse_all(error, parked_only=False)
+
+    def _refuse_all(self, error: WalError, *, parked_only: bool) -> None:
         self.closed = error
-        while self._queue:
-            request = self._queue.popleft()
+        waiting = self._redo.take()
+        if not parked_only:
+            waiting = [*self._queue, *waiting]
+            self._queue.clear()
+            self._queued_bytes = 0
+        for request in waiting:
             request.replies.refuse(request, error, False)
 
     # -- group commit ------------------------------------------------------------------------------
@@ -206,84 +242,48 @@ class PChannel:
         """Order a group and make it durable. Runs on the loop or in the committer's thread, one at
         a time; nobody else touches the state meanwhile."""
         started = self._clock.monotonic()
-        written: list[AppendRequest] = []
-        refused: list[tuple[AppendRequest, WalError]] = []
+        sequenced = Sequenced([], [], [])
+        first_tso = 0
         try:
             if not self.wal.has_room(size):
                 self.wal.make_room(size, self._state)
-            self._assign(group, written, refused)
+            first_tso = self._timetick.begin(len(group))
+            sequenced = self._sequencer.assign(group, first_tso, self.wal.position)
+            written = sequenced.written
             if written:
-                self.wal.cover(self._tso.last)
+                self.wal.cover(self._timetick.last)
                 early = [request for request in written if request.buffered]
                 if early:  # Only asked for with `--ack buffered`, and only in the thread.
                     self._loop.call_soon_threadsafe(self._acknowledge, early)
-                self.wal.append(written)
+                self.wal.append(written, self._state.confirmed_below)
+            elif not self.wal.is_current():
+                # A refusal tells the state of the log, so it must still be ours.
+                raise FencedError(f"PChannel {self.number} was taken over")
         except WalError as error:
-            return _failed(group, written, refused, error)
+            return _failed(group, sequenced, error)
         except OSError as error:
             failure = IoFailureError(f"the log cannot be written: {error.strerror}")
-            return _failed(group, written, refused, failure)
+            return _failed(group, sequenced, failure)
+        finally:
+            if first_tso:
+                self._timetick.done(first_tso)
         seconds = self._clock.monotonic() - started
         self.commits += 1
         self.commit_seconds += seconds
         self._gathering.committed([request.replies for request in group], seconds)
-        return Outcome(written, refused, None)
-
-    def _assign(
-        self,
-        group: list[AppendRequest],
-        written: list[AppendRequest],
-        refused: list[tuple[AppendRequest, WalError]],
-    ) -> None:
-        """Give sequence, timestamp and offsets, in the order of arrival."""
-        state = self._state
-        vchannels = state.vchannels
-        sequence = state.next_sequence
-        tso = self._tso.take(len(group))
-        for request in group:
-            vchannel = vchannels.get(request.vchannel)
-            if request.type == _INSERT:
-                if (
-                    vchannel is None
-                    or vchannel.dropped_tso
-                    or request.expect != ANY_OFFSET
-                    or request.replies.failed_producers
-                    or not 0 < request.rows <= BATCH_RECORDS_MAX
-                    or crc32c(request.body) != request.body_checksum
-                ):
-                    error = _problem(request, vchannel)
-                    if error is not None:
-                        if request.producer_id:
-                            failed = request.replies.failed_producers
-                            failed.setdefault(request.producer_id, error)
-                        refused.append((request, error))
-                        continue
-                    assert vchannel is not None
-                request.first_offset = offset = vchannel.next_offset
-                vchannel.next_offset = offset + request.rows
-                vchannel.last_tso = tso
-            else:
-                request.first_offset = NO_OFFSET
-                if request.type == MessageType.CREATE_COLLECTION:
-                    state.create(request.vchannel, decode_create(bytes(request.body)), tso)
-                elif request.type == MessageType.DROP_COLLECTION:
-                    state.drop(request.vchannel, tso)
-            request.sequence = sequence
-            request.tso = tso
-            sequence += 1
-            tso += 1
-            written.append(request)
-        state.next_sequence = sequence
-        state.tso = self._tso.last
+        return Outcome(sequenced)
 
     def _finish(self, outcome: Outcome) -> None:
-        for request, error in outcome.refused:
+        written, repeated, refused = outcome.sequenced
+        for request, error in refused:
             request.replies.refuse(request, error, False)
         if outcome.failure is not None:
             self._fail(outcome)
             return
-        if outcome.written:
-            self._confirm(outcome.written)
+        if written:
+            self._confirm(written)
+        if repeated:
+            self._acknowledge(repeated)
         if self._queue:
             self._loop.call_soon(self._commit)
         else:
@@ -292,32 +292,64 @@ class PChannel:
     def _confirm(self, requests: list[AppendRequest]) -> None:
         """Tell who waits, first of all; then let readers see the group."""
         self._acknowledge([request for request in requests if not request.buffered])
-        rows: dict[int, list[Message]] = {}
+        segment = self.wal.tip_id
+        plain: dict[int, list[Message]] = {}
+        rows: list[tuple[int, Rows]] = []
         size = 0
         for request in requests:
             size += request.size
-            if request.type == _INSERT:
-                batches = rows.get(request.vchannel)
+            if request.type == _INSERT and not request.txn_id:
+                batches = plain.get(request.vchannel)
                 if batches is None:
-                    rows[request.vchannel] = [request]
+                    plain[request.vchannel] = [request]
                 else:
                     batches.append(request)
-            elif request.type == MessageType.CREATE_COLLECTION:
-                self.next_offsets[request.vchannel] = 0
-        for vchannel, batches in rows.items():
-            end = batches[-1].first_offset + batches[-1].rows
-            self.rows += end - batches[0].first_offset
-            self.next_offsets[vchannel] = end
+            elif request.vchannel:
+                size += self._confirm_special(request, segment, plain, rows)
+        for vchannel, batches in plain.items():
+            rows.append((vchannel, _plain_rows(segment, batches)))
+        for vchannel, some in rows:
+            self.rows += some.end_offset - some.first_offset
+            self.next_offsets[vchannel] = some.end_offset
         self.batches += len(requests)
         self.bytes += size
         self._unproven = requests[-1].type != MessageType.MARK
         if rows:
-            self.buffer.add(rows, self.wal.tip_id, size)
+            self.buffer.add(rows, size)
             if self._expiry_timer is None:
                 self._expire()
-        for vchannel in rows:
+        for vchannel in dict(rows):
             for wake in tuple(self.listeners.get(vchannel, ())):
                 wake()
+
+    def _confirm_special(
+        self,
+        request: AppendRequest,
+        segment: SegmentId,
+        plain: dict[int, list[Message]],
+        rows: list[tuple[int, Rows]],
+    ) -> int:
+        """What is no plain row. Returns bytes that were kept aside and are in the buffer now."""
+        vchannel = request.vchannel
+        key = (vchannel, request.txn_id)
+        kind = request.type
+        if kind == MessageType.INSERT:
+            self._staged.add(key, segment, request)
+        elif kind == MessageType.BEGIN_TXN:
+            self._staged.begin(key)
+        elif kind == MessageType.ROLLBACK_TXN:
+            self._staged.forget(key)
+        elif kind == MessageType.CREATE_COLLECTION:
+            self.next_offsets[vchannel] = 0
+        elif kind == MessageType.COMMIT_TXN and request.rows:
+            before = plain.pop(vchannel, None)
+            if before is not None:
+                rows.append((vchannel, _plain_rows(segment, before)))
+            first, tso = request.first_offset, request.tso
+            staged, size = self._staged.commit(key, segment, first, request.rows, tso)
+            rows.extend((vchannel, some) for some in staged)
+            return size
+        return 0
 
     def _acknowledge(self, requests: list[AppendRequest]) -> None:
         last: Replies = NOBODY
@@ -334,7 +366,7 @@ class PChannel:
         failure = outcome.failure
         assert failure is not None
         log.error("commit failed", extra={"pchannel": self.number, "error": failure.message})
-        for request in outcome.written:
+        for request in (*outcome.sequenced.written, *outcome.sequenced.repeated):
             if not request.buffered:
                 request.replies.refuse(request, failure, True)
         self._busy = False
@@ -372,39 +404,15 @@ class PChannel:
         self.submit(own_request(message(MessageType.MARK, 0), NOBODY))
 
 
-def _failed(
-    group: list[AppendRequest],
-    written: list[AppendRequest],
-    refused: list[tuple[AppendRequest, WalError]],
-    error: WalError,
-) -> Outcome:
+def _plain_rows(segment: SegmentId, batches: list[Message]) -> Rows:
+    last = batches[-1]
+    return Rows(segment, batches, batches[0].first_offset, last.first_offset + last.rows)
+
+
+def _failed(group: list[AppendRequest], sequenced: Sequenced, error: WalError) -> Outcome:
     """A full disk is met before anything was changed, and the next group may find room again.
     After everything else the log must be opened anew."""
-    if not written:
-        refused = [(request, error) for request in group]
-    return Outcome(written, refused, None if error.retryable and not written else error)
-
-
-def _no_collection(vchannel: VChannelState | None) -> WalError:
-    what = "it was dropped" if vchannel is not None else "it was never created"
-    return NotFoundError(f"no such collection: {what}")
-
-
-def _problem(request: AppendRequest, vchannel: VChannelState | None) -> WalError | None:
-    """Why an append of rows is refused, if it is."""
-    if vchannel is None or vchannel.dropped_tso:
-        return _no_collection(vchannel)
-    failed = request.replies.failed_producers
-    if failed and request.producer_id in failed and request.producer_id:
-        return failed[request.producer_id]
-    if request.expect not in (ANY_OFFSET, vchannel.next_offset):
-        return ExpectationFailedError(
-            f"offset {request.expect} was expected, the next one is {vchannel.next_offset}",
-            expected=request.expect,
-            next=vchannel.next_offset,
-        )
-    if crc32c(request.body) != request.body_checksum:
-        return BadInputError("the checksum of the batch does not hold: damaged on its way")
-    if not 0 < request.rows <= BATCH_RECORDS_MAX:
-        return BadInputError(f"a batch of {request.rows} rows")
-    return None
+    if not sequenced.written:
+        sequenced = Sequenced([], [], [(request, error) for request in group])
+        return Outcome(sequenced, None if error.retryable else error)
+    return Outcome(sequenced, error)

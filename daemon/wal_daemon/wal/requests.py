@@ -8,6 +8,7 @@ from typing import Protocol
 
 from wal_core.errors import ProtocolError, WalError
 from wal_core.frames import APPEND_META_SIZE_BYTES, EXPECT
+from wal_core.limits import TXN_COMMIT_BODY_MAX_BYTES
 from wal_core.message import (
     CLIENT_HALF,
     HEADER_SIZE_BYTES,
@@ -28,16 +29,12 @@ ROW_KINDS = frozenset(
 """Bytes 5 to 8 of what clients may append: type, encoding and compression."""
 _START = MAGIC + bytes([VERSION])
 _CLIENT_HALF_SIZE_BYTES = CLIENT_HALF.size
-_unpack = struct.Struct("<5xB2x2xHIQIIQ32xq").unpack
+_unpack = struct.Struct("<5xB2x2xHIQIIQQIIQ8xq").unpack
 """The fields of an append's meta that the write path looks at, and the expected offset."""
 
 
 class Replies(Protocol):
     """Who asked. All methods are called on the event loop."""
-
-    failed_producers: dict[int, WalError]
-    """Producers of which a batch was refused. What they had sent behind it is refused too, so that
-    the log never holds a later batch without the earlier one."""
 
     def acknowledge(self, request: AppendRequest) -> None:
         """The message is confirmed (or, for a buffered request, sequenced)."""
@@ -56,9 +53,13 @@ class AppendRequest(Message):
         "body_checksum",
         "buffered",
         "expect",
+        "partition",
+        "producer_epoch",
         "producer_id",
+        "producer_sequence",
         "replies",
         "request_id",
+        "txn_id",
     )
 
     def __init__(
@@ -80,6 +81,10 @@ class AppendRequest(Message):
             body_length,
             self.body_checksum,
             self.producer_id,
+            self.producer_sequence,
+            self.producer_epoch,
+            self.partition,
+            self.txn_id,
             self.expect,
         ) = _unpack(meta)
         if properties_length + body_length != len(body):
@@ -95,12 +100,18 @@ class AppendRequest(Message):
         self.replies = replies
         self.request_id = request_id
 
+    def replace(self, message: Message) -> None:
+        """Become another message: what stands in it was known only in its turn."""
+        self.client_half = message.client_half
+        self.rows = message.rows
+        self.body = message.body
+        self.size = message.size
+
 
 class FutureReplies:
     """For messages of the daemon itself: the answer is a future."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self.failed_producers: dict[int, WalError] = {}
         self.future: asyncio.Future[Message] = loop.create_future()
 
     def acknowledge(self, request: AppendRequest) -> None:
@@ -110,14 +121,14 @@ class FutureReplies:
     def flush(self) -> None: ...
 
     def refuse(self, request: AppendRequest, error: WalError, outcome_unknown: bool) -> None:
+        if outcome_unknown:
+            error.details["outcome_unknown"] = True
         if not self.future.done():
             self.future.set_exception(error)
 
 
 class _Nobody:
     """Stands in once an answer was given, so that a buffered message holds no connection."""
-
-    failed_producers: dict[int, WalError] = {}  # noqa: RUF012
 
     def acknowledge(self, request: AppendRequest) -> None: ...
     def flush(self) -> None: ...
@@ -127,7 +138,10 @@ class _Nobody:
 NOBODY: Replies = _Nobody()
 
 
-def own_request(message: Message, replies: Replies) -> AppendRequest:
+def own_request(message: Message, replies: Replies, expect: int = ANY_OFFSET) -> AppendRequest:
     """A message of the daemon itself as a request."""
-    meta = message.client_half + EXPECT.pack(ANY_OFFSET)
-    return AppendRequest(replies, 0, False, meta, message.properties + bytes(message.body))
+    meta = message.client_half + EXPECT.pack(expect)
+    request = AppendRequest(replies, 0, False, meta, message.properties + bytes(message.body))
+    if request.type == MessageType.COMMIT_TXN:
+        request.size += TXN_COMMIT_BODY_MAX_BYTES  # It is written when the commit has its place.
+    return request

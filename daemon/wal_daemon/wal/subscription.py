@@ -14,7 +14,6 @@ from typing import Protocol
 from wal_core import frames
 from wal_core.errors import IoFailureError, WalError
 from wal_core.limits import SCAN_CHUNK_BYTES
-from wal_core.message import unpack_header
 from wal_daemon.wal.pchannel import PChannel
 from wal_storage.disk import Buffer
 from wal_storage.walstore.base import LogScanner, Run
@@ -76,7 +75,8 @@ class Subscription:
             for batch in rows.batches:
                 parts.append(batch.header)
                 parts.append(batch.body)
-            self._send(rows.segment, parts, rows.end_offset)
+            committed = (rows.first_offset, rows.committed_tso) if rows.committed_tso else None
+            self._send(rows.segment, parts, rows.end_offset, committed)
 
     def close(self) -> None:
         """Stop; nothing is sent any more."""
@@ -98,7 +98,7 @@ class Subscription:
             self._scanner = self._wal.scanner(self._vchannel, self._offset)
         while runs := self._scanner.read():
             # A scanner starts at an index entry, up to a MiB before the row asked for.
-            wanted = [run for run in runs if _end_offset(run) > self._offset]
+            wanted = [run for run in runs if run.end_offset > self._offset]
             if wanted:
                 return wanted
         return []
@@ -118,18 +118,24 @@ class Subscription:
             self._finish(frames.pack_error(self._request_id, failure))
             return
         for run in runs:
-            self._send((run.term, run.first_sequence), [run.data], _end_offset(run))
+            segment = (run.term, run.first_sequence)
+            self._send(segment, [run.data], run.end_offset, run.committed)
         if not runs:
             self._drop_scanner()
         self.wake()
 
-    def _send(self, segment: tuple[int, int], parts: list[Buffer], end: int) -> None:
-        head = frames.frame_head(
-            frames.Kind.BATCHES,
-            self._request_id,
-            frames.BATCHES.pack(*segment),
-            sum(map(len, parts)),
-        )
+    def _send(
+        self,
+        segment: tuple[int, int],
+        parts: list[Buffer],
+        end: int,
+        committed: tuple[int, int] | None,
+    ) -> None:
+        if committed is None:
+            kind, meta = frames.Kind.BATCHES, frames.BATCHES.pack(*segment)
+        else:
+            kind, meta = frames.Kind.TXN_BATCHES, frames.TXN_BATCHES.pack(*segment, *committed)
+        head = frames.frame_head(kind, self._request_id, meta, sum(map(len, parts)))
         self._offset = max(self._offset, end)
         self._outlet.send([head, *parts])
 
@@ -142,13 +148,3 @@ class Subscription:
         if self._scanner is not None:
             self._scanner.close()
             self._scanner = None
-
-
-def _end_offset(run: Run) -> int:
-    """The offset behind the last row of a run."""
-    at = 0
-    while True:
-        header = unpack_header(run.data, at)
-        at += header.size
-        if at >= len(run.data):
-            return header.first_offset + header.rows

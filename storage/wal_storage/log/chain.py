@@ -27,6 +27,17 @@ from wal_storage.log.scan import ScanEnd, Visit, scan
 from wal_storage.state import ChannelState
 
 
+class Start(NamedTuple):
+    """What readers must know of the state in which a segment began."""
+
+    tso: int
+    next_offsets: dict[int, int]
+
+
+def start_of(state: ChannelState) -> Start:
+    return Start(state.tso, {one.id: one.next_offset for one in state.vchannels.values()})
+
+
 class Segment:
     """A segment as readers know it. Snapshot and index are read when first asked for."""
 
@@ -37,26 +48,27 @@ class Segment:
         self.valid_length = valid_length
         """Bytes that belong to the log; None while it is the tip and not yet scanned."""
         self._index: SparseIndex | None = None
-        self._opening: ChannelState | None = None
+        self._start: Start | None = None
 
     @property
     def file_name(self) -> str:
         return self.id.file_name
 
-    @property
     def opening(self) -> ChannelState:
-        """The state that the segment's snapshot carries. Raises CorruptError."""
-        if self._opening is None:
-            self._opening = read_opening(self._disk, self.id)
-        return self._opening
+        """The state that the segment's snapshot carries; read anew each time. Raises
+        CorruptError."""
+        return read_opening(self._disk, self.id)
 
-    @opening.setter
-    def opening(self, state: ChannelState) -> None:
-        self._opening = state
+    @property
+    def start(self) -> Start:
+        """Kept, unlike the whole state, which may remember many thousand producers."""
+        if self._start is None:
+            self._start = start_of(self.opening())
+        return self._start
 
-    def forget_opening(self) -> None:
-        """Read the snapshot again when it is asked for next."""
-        self._opening = None
+    @start.setter
+    def start(self, start: Start) -> None:
+        self._start = start
 
     @property
     def index(self) -> SparseIndex:
@@ -75,8 +87,7 @@ class Segment:
 
     def next_offset_at_start(self, vchannel: int) -> int:
         """The VChannel's next offset when the segment began; -1 where it did not exist."""
-        state = self.opening.vchannels.get(vchannel)
-        return -1 if state is None else state.next_offset
+        return self.start.next_offsets.get(vchannel, -1)
 
     def _rebuild_index(self) -> SparseIndex:
         index = SparseIndex()
@@ -187,6 +198,7 @@ def opening_state(body: bytes | memoryview, id: SegmentId) -> ChannelState:
     """The state behind the opening snapshot itself, which takes the first sequence."""
     state = ChannelState.from_snapshot(body)
     state.next_sequence = id.first_sequence + 1
+    state.segment = (id.term, id.first_sequence)
     return state
 
 

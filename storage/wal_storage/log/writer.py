@@ -95,7 +95,7 @@ class SegmentWriter:
         self.position = HEADER_SIZE_BYTES
         self.next_sequence = header.id.first_sequence
         buffers: list[Buffer] = [pack_segment_header(header)]
-        buffers += self._pack([snapshot], snapshot.sequence - 1)
+        buffers += self._pack([snapshot], snapshot.sequence - 1, snapshot.sequence)
         disk.write(self._fd, buffers, 0)
         disk.sync(self._fd)
         failpoint("segment-written")
@@ -112,13 +112,13 @@ class SegmentWriter:
     def has_room(self, size: int) -> bool:
         return self.position + size <= self.capacity
 
-    def append(self, messages: Sequence[Message]) -> None:
+    def append(self, messages: Sequence[Message], confirmed_below: int) -> None:
         """One write and one fdatasync for the whole group. After an OSError the segment is final:
-        it must not be written or synced again."""
+        it must not be written or synced again. ``confirmed_below``: see ``pack_header``."""
         if self.failed:
             raise BugError(f"{self.id.file_name}: an append after a failed one")
         start = self.position
-        buffers = self._pack(messages, self.durable_sequence)
+        buffers = self._pack(messages, self.durable_sequence, confirmed_below)
         failpoint("append-before-write")
         try:
             self._disk.write(self._fd, buffers, start)
@@ -152,7 +152,9 @@ class SegmentWriter:
             with contextlib.suppress(OSError):
                 os.close(fd)
 
-    def _pack(self, messages: Sequence[Message], synced_upto: int) -> list[Buffer]:
+    def _pack(
+        self, messages: Sequence[Message], synced_upto: int, confirmed_below: int
+    ) -> list[Buffer]:
         """Headers and bodies of a group, and the tip moved behind them."""
         buffers: list[Buffer] = []
         add = buffers.append
@@ -162,7 +164,7 @@ class SegmentWriter:
         seed = self._seed
         indexed = None
         for one in messages:
-            head, checksum = pack_header(one, term, position, synced_upto, seed)
+            head, checksum = pack_header(one, term, position, synced_upto, confirmed_below, seed)
             one.header = head
             if one.vchannel != indexed or one.size >= INDEX_INTERVAL_BYTES // 2:
                 indexed = one.vchannel

@@ -23,6 +23,14 @@ class Recovered(NamedTuple):
     bytes_scanned: int
 
 
+class Committed(NamedTuple):
+    """What the rows of a transaction got at its commit, beside what their headers say."""
+
+    first_offset: int
+    """Of the first row of a run."""
+    tso: int
+
+
 class Run(NamedTuple):
     """Whole batches just as they lie in the log, one behind the other."""
 
@@ -30,6 +38,10 @@ class Run(NamedTuple):
     first_sequence: int
     """Of the segment; with ``term`` what header checksums are seeded with."""
     data: memoryview
+    end_offset: int
+    """Behind the last row."""
+    committed: Committed | None = None
+    """Set for rows of a transaction."""
 
 
 class LogScanner(Protocol):
@@ -69,9 +81,15 @@ class WalStorage(Protocol):
         """Rotate to a new segment that opens with ``state``. Raises DiskFullError: then nothing
         changed. Takes one sequence of ``state``."""
 
-    def append(self, messages: Sequence[Message]) -> None:
+    @property
+    def position(self) -> int:
+        """Where in the tip the next message will lie, once there is room; those of a group lie one
+        behind the other."""
+
+    def append(self, messages: Sequence[Message], confirmed_below: int) -> None:
         """Write a group and return when it is confirmed: on stable storage, under an ownership
-        that was still valid afterwards. Raises FencedError or OSError: the outcome is unknown."""
+        that was still valid afterwards. Raises FencedError or OSError: the outcome is unknown.
+        ``confirmed_below``: sequence of the oldest BeginTxn that is still open."""
 
     def cover(self, tso: int) -> None:
         """Make sure that no later owner gives a timestamp at or below ``tso``."""

@@ -19,7 +19,7 @@ from wal_core.limits import SEGMENT_SIZE_BYTES
 from wal_core.message import Header, Message
 from wal_storage import fence
 from wal_storage.disk import Disk
-from wal_storage.log.chain import Segment, opening_state, read_chain, scan_segment
+from wal_storage.log.chain import Segment, read_chain, scan_segment, start_of
 from wal_storage.log.format import (
     HEADER_SIZE_BYTES,
     Predecessor,
@@ -124,7 +124,7 @@ class FileWal:
         return state, cuts, end.valid_length
 
     def _scan_tip(self, tip: Segment) -> tuple[ChannelState, SparseIndex, bytearray, ScanEnd]:
-        state = tip.opening
+        state = tip.opening()
         index = SparseIndex()
         first = tip.id.first_sequence
 
@@ -134,8 +134,6 @@ class FileWal:
                 state.apply(header, batch[len(batch) - header.body_length :])
 
         data, end = scan_segment(self._disk, tip, visit)
-        # Replay has moved the opening state on; the segment reads its own again when asked.
-        tip.forget_opening()
         return state, index, data, end
 
     def _remove_temporaries(self) -> None:
@@ -182,7 +180,8 @@ class FileWal:
             raise self._fenced()
         state.next_sequence += 1
         segment = Segment(self._disk, header, None)
-        segment.opening = opening_state(snapshot, id)
+        segment.start = start_of(state)
+        state.segment = (id.term, id.first_sequence)
         segment.index = self._tip.index
         if old is not None:
             self.segments[-1].valid_length = old.position
@@ -191,11 +190,15 @@ class FileWal:
         self.segments.append(segment)
         self.confirmed = (len(self.segments) - 1, self._tip.position)
 
-    def append(self, messages: Sequence[Message]) -> None:
+    @property
+    def position(self) -> int:
+        return self.tip.position
+
+    def append(self, messages: Sequence[Message], confirmed_below: int) -> None:
         tip = self.tip
         if not self._term.is_mine:
             raise BugError("a forked child appends to the log of its parent")
-        tip.append(messages)
+        tip.append(messages, confirmed_below)
         if not self._term.is_current():
             raise self._fenced()
         failpoint("append-after-check")
@@ -258,7 +261,7 @@ class FileWal:
     def offset_at(self, vchannel: int, tso: int) -> int:
         """The offset of the first row at or after a timestamp; -1 where all are before it."""
         tip, _ = self.confirmed
-        ordinal = bisect.bisect_left(self.segments, tso, 1, tip + 1, key=lambda s: s.opening.tso)
+        ordinal = bisect.bisect_left(self.segments, tso, 1, tip + 1, key=lambda s: s.start.tso)
         entry = self.segments[ordinal - 1].index.floor_tso(vchannel, tso)
         place = entry and (entry.position, entry.sequence)
         with contextlib.closing(self._scanner_at(vchannel, ordinal - 1, place)) as scanner:
