@@ -76,10 +76,12 @@ def test_rows_of_a_transaction_that_was_not_kept_are_a_miss_and_never_skipped() 
     group = [(1, Rows(one, [plain], 0, 2)), (1, Rows(one, [], 2, 9, committed_tso=7))]
     buffer.add([*group, (1, Rows(one, [later], 9, 10))], plain.size + later.size)
     served = buffer.read(1, 0, limit=1 << 20)
-    assert served is not None and served.end_offset == 2
+    assert served is not None
+    assert served.end_offset == 2
     assert all(buffer.read(1, offset, limit=1 << 20) is None for offset in range(2, 9))
     served = buffer.read(1, 9, limit=1 << 20)
-    assert served is not None and (served.first_offset, served.end_offset) == (9, 10)
+    assert served is not None
+    assert (served.first_offset, served.end_offset) == (9, 10)
 
 
 def test_rows_of_two_commits_never_share_an_answer() -> None:
