@@ -140,9 +140,10 @@ class Client:
         on_ack: Callable[[Ack], None] | None = None,
     ) -> Producer:
         """A producer of one collection. ``key`` and ``headers`` go with every row; ``shard``: where
-        rows without a key go (None: the shards in turn). ``identity``: that of a name, whose
-        batches the caller numbers (None: a random one). Raises NotFoundError for a partition that
-        does not exist, and with ``txn`` TxnInvalidStateError outside of its scope."""
+        rows without a key go, modulo the number of shards (None: the shards in turn).
+        ``identity``: that of a name, whose batches the caller numbers (None: a random one). Raises
+        NotFoundError for a partition that does not exist, and with ``txn`` TxnInvalidStateError
+        outside of its scope."""
         if txn is not None:
             txn.check(collection)
         opened = self.open(collection, create=create and txn is None)
@@ -157,7 +158,7 @@ class Client:
             compress=compress,
             buffered=buffered,
             partition=number,
-            shard=shard,
+            shard=None if shard is None else shard % len(opened.vchannels),
             txn_id=0 if txn is None else txn.number,
         )
         return Producer(self, batcher, on_ack, self._clock.token if identity is None else None)
