@@ -163,13 +163,19 @@ class Client:
         )
         return Producer(self, batcher, on_ack, self._clock.token if identity is None else None)
 
-    def named_producer(self, collection: str, name: str, **options: Any) -> Producer:
+    def named_producer(
+        self, collection: str, name: str, *, next_sequence: int = 1, **options: Any
+    ) -> Producer:
         """A producer with a name: it takes the next epoch of it, which fences whoever used the name
-        before, and numbers its batches from 1. ``options``: see ``producer``."""
-        opened = self.open(collection, create=options.get("create", True))
-        id = producer_id("producer", name)
-        epoch = self.call("producer_epoch", collection=opened.name, producer=str(id))
-        return self.producer(collection, identity=Identity(id, epoch + 1), **options)
+        before, and numbers its batches from ``next_sequence``. ``options``: see ``producer``."""
+        self.open(collection, create=options.get("create", True))
+        id, epoch, _ = self._producer_state(collection, name)
+        identity = Identity(id, epoch + 1, next_sequence)
+        return self.producer(collection, identity=identity, **options)
+
+    def last_sequence(self, collection: str, name: str) -> int:
+        """The number of the last batch that a name has written; 0: none."""
+        return self._producer_state(collection, name)[2]
 
     def begin(
         self, *collections: str, keepalive: float = TXN_KEEPALIVE_SECONDS, create: bool = True
@@ -198,6 +204,12 @@ class Client:
     ) -> Iterator[RowBatch]:
         """Batches of rows of all shards, each shard in order. See ``Tail``."""
         return iter(Tail(self, collection, start, until))
+
+    def _producer_state(self, collection: str, name: str) -> tuple[int, int, int]:
+        """(id, epoch, last sequence)."""
+        id = producer_id("producer", name)
+        epoch, sequence = self.call("producer", collection=collection, producer=str(id))
+        return id, epoch, sequence
 
     def _request_once(self, make: Callable[[int], bytes]) -> Frame:
         request_id = self.next_id()
