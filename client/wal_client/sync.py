@@ -137,13 +137,16 @@ class Client:
         shard: int | None = None,
         identity: Identity | None = None,
         txn: Transaction | None = None,
+        resend: bool = True,
         on_ack: Callable[[Ack], None] | None = None,
     ) -> Producer:
         """A producer of one collection. ``key`` and ``headers`` go with every row; ``shard``: where
         rows without a key go, modulo the number of shards (None: the shards in turn).
-        ``identity``: that of a name, whose batches the caller numbers (None: a random one). Raises
-        NotFoundError for a partition that does not exist, and with ``txn`` TxnInvalidStateError
-        outside of its scope."""
+        ``identity``: that of a name, whose batches the caller numbers (None: a random one).
+        ``resend``: send again what was not answered, until the timeout is over.
+
+        Raises NotFoundError for a partition that does not exist, and with ``txn``
+        TxnInvalidStateError outside of its scope."""
         if txn is not None:
             txn.check(collection)
         opened = self.open(collection, create=create and txn is None)
@@ -161,7 +164,8 @@ class Client:
             shard=None if shard is None else shard % len(opened.vchannels),
             txn_id=0 if txn is None else txn.number,
         )
-        return Producer(self, batcher, on_ack, self._clock.token if identity is None else None)
+        new_id = self._clock.token if identity is None else None
+        return Producer(self, batcher, on_ack, new_id, resend=resend)
 
     def named_producer(
         self, collection: str, name: str, *, next_sequence: int = 1, **options: Any
