@@ -9,6 +9,7 @@
 
 from typing import TYPE_CHECKING, Any
 
+from wal_client.batcher import Identity
 from wal_client.consumer import Tail
 from wal_client.endpoint import Endpoint
 from wal_client.producer import Producer
@@ -28,11 +29,12 @@ from wal_client.ranges import (
 )
 from wal_client.receipts import Ack, Receipt
 from wal_client.sync import Client, connect
+from wal_client.txn import Transaction
 from wal_core.batch import Record
 from wal_core.errors import WalError
 
 if TYPE_CHECKING:
-    from wal_client.aio import AsyncClient, AsyncProducer, connect_async
+    from wal_client.aio import AsyncClient, AsyncProducer, AsyncTransaction, connect_async
 
 __all__ = [
     "EARLIEST",
@@ -42,14 +44,17 @@ __all__ = [
     "Ack",
     "AsyncClient",
     "AsyncProducer",
+    "AsyncTransaction",
     "Client",
     "Endpoint",
     "From",
+    "Identity",
     "Producer",
     "Receipt",
     "Record",
     "RowBatch",
     "Tail",
+    "Transaction",
     "Until",
     "WalError",
     "connect",
@@ -64,7 +69,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     """The asyncio half is loaded when it is used: asyncio alone takes longer than all the rest."""
-    if name in ("AsyncClient", "AsyncProducer", "connect_async"):
+    if name in ("AsyncClient", "AsyncProducer", "AsyncTransaction", "connect_async"):
         from wal_client import aio
 
         return getattr(aio, name)

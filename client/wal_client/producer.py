@@ -224,7 +224,7 @@ class Producer:
                 if again.id != self.opened.id:
                     raise NotFoundError(f"collection {self.opened.name!r} was dropped meanwhile")
                 self._connection = self._client.connection
-                for buffers in self._batcher.unanswered():
+                for _, buffers in self._batcher.unanswered():
                     self._connection.send(buffers)
                 return
             except (OSError, UnreachableError, TimedOutError, NotReadyError) as failure:
