@@ -10,6 +10,7 @@
 from typing import TYPE_CHECKING, Any
 
 from wal_client.consumer import Tail
+from wal_client.cursors import Cursor
 from wal_client.endpoint import Endpoint
 from wal_client.producer import Producer
 from wal_client.ranges import (
@@ -43,6 +44,7 @@ __all__ = [
     "AsyncClient",
     "AsyncProducer",
     "Client",
+    "Cursor",
     "Endpoint",
     "From",
     "Producer",

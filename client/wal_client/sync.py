@@ -13,6 +13,7 @@ import msgspec
 from wal_client.batcher import Batcher, Opened, unpack_opened
 from wal_client.connection import Connection
 from wal_client.consumer import Tail
+from wal_client.cursors import Cursor
 from wal_client.endpoint import Endpoint
 from wal_client.producer import Producer
 from wal_client.ranges import EARLIEST, NOW, From, RowBatch, Until
@@ -73,6 +74,10 @@ class Client:
         if self._connection is None:
             self._connection = Connection(self.endpoint, self._timeout)
         return self._connection
+
+    def sibling(self) -> Client:
+        """Another client of the same daemon: requests while this one's connection is in use."""
+        return Client(self.endpoint, timeout=self._timeout, clock=self._clock)
 
     def next_id(self) -> int:
         return next(self._ids) & 0xFFFFFFFF
@@ -154,6 +159,12 @@ class Client:
     ) -> Iterator[RowBatch]:
         """Batches of rows of all shards, each shard in order. See ``Tail``."""
         return iter(Tail(self, collection, start, until))
+
+    def cursor(
+        self, name: str, collection: str, start: From | Mapping[int, From] = EARLIEST
+    ) -> Cursor:
+        """A named cursor; a new one is placed at ``start``. See ``Cursor``."""
+        return Cursor(self, name, collection, start)
 
     def _request_once(self, make: Callable[[int], bytes]) -> Frame:
         request_id = self.next_id()

@@ -40,6 +40,8 @@ from wal_core.settings import Settings
 from wal_core.version import VERSION
 from wal_daemon import control, ranges
 from wal_daemon.collections import Collections
+from wal_daemon.cursors import Cursors
+from wal_daemon.groups import Groups
 from wal_daemon.server import Connection, Server
 from wal_daemon.wal.buffer import WriteAheadBuffer
 from wal_daemon.wal.pchannel import PChannel
@@ -69,6 +71,8 @@ class Node:
         self.pchannels: list[PChannel] = []
         self.wals: list[FileWal] = []
         self.collections: Collections
+        self.cursors: Cursors
+        self.groups: Groups
         self.server: Server
         self._settings = settings
         self._clock = clock
@@ -77,7 +81,8 @@ class Node:
         self._disks: list[Disk] = []
         self._watched: list[Disk] = []
         self._progress: dict[int, tuple[int, int]] = {}
-        self._readers = ThreadPoolExecutor(2, "reader")
+        self.readers = ThreadPoolExecutor(2, "reader")
+        self._cursor_keeper = ThreadPoolExecutor(1, "cursors")
         self._housekeeper = ThreadPoolExecutor(1, "housekeeper")
         self._committers: list[ThreadPoolExecutor] = []
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -137,6 +142,15 @@ class Node:
         self._watch(self._disks, loop)
         self.collections = Collections(catalog, self.pchannels)
         await self.collections.rebuild()
+        self.cursors = Cursors(
+            catalog,
+            self.collections,
+            self.pchannels,
+            self._cursor_keeper,
+            self._clock,
+            self._owns_name,
+        )
+        self.groups = Groups(self._clock, loop)
         if not self._stopping.done():
             self.ready = True
             self.state = "ready"
@@ -166,7 +180,7 @@ class Node:
         self._unlink_socket()
         term.release()
         name_disk.close()
-        for executor in (self._readers, self._housekeeper, *self._committers):
+        for executor in (self.readers, self._cursor_keeper, self._housekeeper, *self._committers):
             executor.shutdown(wait=True, cancel_futures=True)
         log.info("stopped")
 
@@ -200,8 +214,13 @@ class Node:
         """Remove our socket; never that of a daemon that took over. Whoever does so takes the
         node's term first and binds after, so while the term is ours the path is ours."""
         with contextlib.suppress(OSError):
-            if self._name_term is not None and self._name_term.is_current():
+            if self._owns_name():
                 os.unlink(self.socket_path)
+
+    def _owns_name(self) -> bool:
+        """Whether no other daemon took the node's name over. Raises OSError where that cannot be
+        known."""
+        return self._name_term is not None and self._name_term.is_current()
 
     def _open_catalog(self) -> LmdbCatalog:
         path = self._directory.catalog_path
@@ -398,7 +417,7 @@ class Node:
         wanted = ranges.Wanted(*frames.SUBSCRIBE.unpack_from(meta))
         pchannel = self.pchannel_for_append(wanted.vchannel)
         loop = asyncio.get_running_loop()
-        span = await loop.run_in_executor(self._readers, ranges.resolve, pchannel, wanted)
+        span = await loop.run_in_executor(self.readers, ranges.resolve, pchannel, wanted)
         answer = frames.SUBSCRIBED.pack(span.first, span.next)
         connection.send([frames.pack_frame(Kind.SUBSCRIBED, request_id, answer)])
         connection.subscribe(
@@ -410,7 +429,7 @@ class Node:
                 span.end,
                 connection,
                 request_id,
-                self._readers,
+                self.readers,
             ),
         )
 
@@ -419,7 +438,7 @@ class Node:
             name, arguments = msgspec.msgpack.decode(body, type=tuple[str, dict[str, Any]])
         except msgspec.DecodeError as error:
             raise ProtocolError(f"a call that cannot be read: {error}") from None
-        operation = control.operation(name)
+        operation = control.operation(name, connection)
         if name not in control.WHILE_RECOVERING:
             self._require_ready()
 

@@ -19,6 +19,7 @@ import typer
 
 from wal_cli import rows
 from wal_cli.context import Context, is_terminal
+from wal_cli.keeping import FileKeeper, Keeper, NamedKeeper
 from wal_cli.options import with_context
 from wal_cli.times import parse_from, parse_until
 from wal_client.consumer import Tail
@@ -36,6 +37,7 @@ from wal_core.clock import SystemClock
 from wal_core.errors import EXIT_OK, UnsupportedError, UsageError
 from wal_core.frames import End
 from wal_core.limits import MIB
+from wal_core.names import check_name
 from wal_core.tso import ms_of
 
 _FOLLOW_ROWS = 10
@@ -72,40 +74,80 @@ def tail(
     count: Annotated[
         int | None, typer.Option("--count", metavar="N", min=0, help="The first N rows.")
     ] = None,
-    cursor: Annotated[str | None, typer.Option("--cursor", metavar="NAME", hidden=True)] = None,
-    cursor_file: Annotated[
-        str | None, typer.Option("--cursor-file", metavar="F", hidden=True)
+    cursor: Annotated[
+        str | None,
+        typer.Option("--cursor", metavar="NAME", help="Read on where this cursor stands."),
     ] = None,
-    group: Annotated[str | None, typer.Option("--group", metavar="G", hidden=True)] = None,
+    cursor_file: Annotated[
+        str | None,
+        typer.Option("--cursor-file", metavar="F", help="The same, kept in a file of yours."),
+    ] = None,
+    group: Annotated[
+        str | None,
+        typer.Option("--group", metavar="G", help="Share the shards with others of the group."),
+    ] = None,
     framing: Annotated[
         str | None,
         typer.Option("--framing", metavar="HOW", help="With -o raw: line, nul, len32 or whole."),
     ] = None,
 ) -> int:
-    """Print rows: up to now, or with -f for ever."""
-    reserved = {"--cursor": cursor, "--cursor-file": cursor_file, "--group": group}
-    for name, given in reserved.items():
-        if given is not None:
-            raise UnsupportedError(f"{name} is not in this version yet")
+    """Print rows: up to now, or with -f for ever.
+
+    A cursor or group is kept as far as rows went to stdout, at most once a second and at the end.
+    Rows are delivered at least once: after kill -9 up to a second of them come again. --from places
+    a new cursor only (default: earliest)."""
+    kept = _the_one(cursor, cursor_file, group)
     if last is not None and start is not None:
         raise UsageError("-n and --from both say where to start")
-    wanted = _range(last, start, until, follow)
+    if last is not None and kept:
+        raise UsageError(f"-n and {kept} both say where to start")
+    wanted = _range(last, start, until, follow, ten=not kept)
     output = _output(context.output, framing)
     raw = rows.raw(framing or ("len32" if output == "len32" else "line"))
-    with context.client() as client:
-        source = _tail(client, dict.fromkeys(collections), wanted)
+    names = list(dict.fromkeys(collections))
+    with context.client() as client, _keeper(client, names, wanted, cursor, cursor_file) as keeper:
+        source = _tail(client, names, wanted, keeper if kept else None)
         if output == "text":
             format = rows.text(
-                with_collection=len(set(collections)) > 1,
-                with_shard=len(source.shards) > len(set(collections)),
+                with_collection=len(names) > 1, with_shard=len(source.shards) > len(names)
             )
         else:
             format = rows.ndjson if output == "ndjson" else raw
-        _copy(source, format, count)
+        _copy(source, format, count, keeper)
     return EXIT_OK
 
 
-def _range(last: int | None, start: str | None, until: str | None, follow: bool) -> _Range:
+def _the_one(cursor: str | None, cursor_file: str | None, group: str | None) -> str | None:
+    """The flag that says where the position is kept."""
+    flags = {"--cursor": cursor, "--cursor-file": cursor_file, "--group": group}
+    given = [flag for flag, value in flags.items() if value is not None]
+    if len(given) > 1:
+        raise UsageError(f"{given[0]} and {given[1]} both say where the position is kept")
+    if cursor is not None:
+        check_name(cursor, "cursor")
+    if group is not None:
+        check_name(group, "group")
+    return given[0] if given else None
+
+
+def _keeper(
+    client: Client,
+    collections: list[str],
+    wanted: _Range,
+    cursor: str | None,
+    cursor_file: str | None,
+) -> Keeper:
+    if cursor is not None:
+        return NamedKeeper(client, cursor, collections, wanted.start)
+    if cursor_file is not None:
+        return FileKeeper(client, cursor_file, collections, wanted.start)
+    return Keeper()
+
+
+def _range(
+    last: int | None, start: str | None, until: str | None, follow: bool, *, ten: bool
+) -> _Range:
+    """``ten``: start ten rows before the end, where a follower is not told where."""
     now_ms = SystemClock().wall_ms()
     end: Until | Mapping[int, Until] = FOLLOW if follow else NOW
     if until is not None:
@@ -114,7 +156,7 @@ def _range(last: int | None, start: str | None, until: str | None, follow: bool)
             raise UnsupportedError("-f up to a time to come is not in this version yet")
     if start is not None:
         return _Range(parse_from(start, now_ms), end, None)
-    if last is None and follow:
+    if last is None and follow and ten:
         last = _FOLLOW_ROWS
     return _Range(EARLIEST, end, last)
 
@@ -129,11 +171,14 @@ def _output(asked: str | None, framing: str | None) -> str:
     return "ndjson" if asked == "json" else asked
 
 
-def _tail(client: Client, collections: Mapping[str, None], wanted: _Range) -> Tail:
+def _tail(client: Client, collections: list[str], wanted: _Range, keeper: Keeper | None) -> Tail:
+    """``keeper``: whose position comes before what is wanted."""
     tail: Tail | None = None
     for name in collections:
         start = wanted.start
-        if wanted.last is not None:
+        if keeper is not None:
+            start = keeper.start(name)
+        elif wanted.last is not None:
             start = _last_rows(client, name, wanted.last, wanted.until)
         if tail is None:
             tail = Tail(client, name, start, wanted.until)
@@ -178,7 +223,7 @@ def _last_pieces(tail: Tail, count: int) -> Iterator[tuple[int, int, int, int]]:
     return itertools.chain.from_iterable(kept.values())
 
 
-def _copy(source: Tail, format: rows.Format, count: int | None) -> None:
+def _copy(source: Tail, format: rows.Format, count: int | None, keeper: Keeper) -> None:
     """Print what comes; ``count``: rows in all. Each row is written before the next is waited for.
 
     Raises BrokenPipeError."""
@@ -190,12 +235,20 @@ def _copy(source: Tail, format: rows.Format, count: int | None) -> None:
         if left is not None:
             batch.limit(left)
             left -= batch.count
+        keeper.wrote(batch)
         out.write(format(batch))
         if left == 0:
             break
         if not source.has_more():
             out.flush()
+        if out.is_empty:
+            keeper.flushed()
+            while (seconds := keeper.due_in()) is not None:
+                if seconds and source.has_more(seconds):
+                    break
+                keeper.save()
     out.flush()
+    keeper.flushed()
 
 
 class _Out:
@@ -212,6 +265,11 @@ class _Out:
         self._size += len(data)
         if self._size >= _WRITE_BYTES:
             self.flush()
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether all went to stdout."""
+        return not self._parts
 
     def flush(self) -> None:
         parts, self._parts, self._size = self._parts, [], 0
