@@ -15,10 +15,11 @@ from typing import Self
 from wal_cli.cursor_file import CursorFile
 from wal_client import cursors
 from wal_client.cursors import Position, Step
+from wal_client.groups import Member
 from wal_client.ranges import From, RowBatch, from_offset
 from wal_client.sync import Client
 from wal_core.clock import Clock, SystemClock
-from wal_core.errors import TimedOutError, UnreachableError, WalError
+from wal_core.errors import MemberFencedError, TimedOutError, UnreachableError, WalError
 from wal_core.limits import CURSOR_COMMIT_SECONDS
 
 Start = From | Mapping[int, From]
@@ -138,6 +139,37 @@ class NamedKeeper(_Saving):
         cursors.commit(self._beside, self._name, steps)
         for collection, position in delivered.items():
             self._saved[collection] |= position
+
+
+class GroupKeeper(_Saving):
+    """The cursor of a group, as far as this member's shards go."""
+
+    def __init__(self, member: Member) -> None:
+        super().__init__()
+        self._member = member
+
+    def forget(self) -> None:
+        """Its shards are others' now, who go on where it last saved."""
+        self._written.clear()
+        self._delivered.clear()
+
+    def save(self) -> None:
+        with contextlib.suppress(MemberFencedError):  # The member joins anew, and says so.
+            super().save()
+
+    def close(self) -> None:
+        self._member.reconnect()
+        try:
+            super().close()
+        finally:
+            self._member.close()
+
+    def _store(self, delivered: Mapping[str, Position]) -> None:
+        for collection, position in delivered.items():
+            held = self._member.held(collection)
+            own = {shard: next for shard, next in position.items() if shard in held}
+            if own:
+                self._member.commit(own, collection)
 
 
 class FileKeeper(_Saving):

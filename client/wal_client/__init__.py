@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from wal_client.consumer import Tail
 from wal_client.cursors import Cursor
 from wal_client.endpoint import Endpoint
+from wal_client.groups import Member
 from wal_client.producer import Producer
 from wal_client.ranges import (
     EARLIEST,
@@ -47,6 +48,7 @@ __all__ = [
     "Cursor",
     "Endpoint",
     "From",
+    "Member",
     "Producer",
     "Receipt",
     "Record",

@@ -15,6 +15,7 @@ from wal_client.connection import Connection
 from wal_client.consumer import Tail
 from wal_client.cursors import Cursor
 from wal_client.endpoint import Endpoint
+from wal_client.groups import Member
 from wal_client.producer import Producer
 from wal_client.ranges import EARLIEST, NOW, From, RowBatch, Until
 from wal_client.receipts import Ack, Receipt
@@ -25,8 +26,10 @@ from wal_core.errors import (
     NotReadyError,
     TimedOutError,
     UnreachableError,
+    WalError,
 )
 from wal_core.frames import Frame, Hello, Kind
+from wal_core.limits import GROUP_LEASE_SECONDS
 from wal_core.settings import resolve
 
 _POLL_SECONDS = 0.02
@@ -165,6 +168,30 @@ class Client:
     ) -> Cursor:
         """A named cursor; a new one is placed at ``start``. See ``Cursor``."""
         return Cursor(self, name, collection, start)
+
+    def member(
+        self,
+        group: str,
+        collection: str,
+        start: From | Mapping[int, From] = EARLIEST,
+        until: Until | Mapping[int, Until] = NOW,
+        *,
+        settle: Callable[[], None] = lambda: None,
+        on_lost: Callable[[WalError], None] = lambda error: None,
+        lease_seconds: float = GROUP_LEASE_SECONDS,
+    ) -> Member:
+        """A member of a group that shares out a collection's shards. See ``Member``."""
+        return Member(
+            self,
+            self._clock,
+            group,
+            collection,
+            start,
+            until,
+            settle=settle,
+            on_lost=on_lost,
+            lease_seconds=lease_seconds,
+        )
 
     def _request_once(self, make: Callable[[int], bytes]) -> Frame:
         request_id = self.next_id()

@@ -6,11 +6,8 @@ What is printed is described in ``wal_cli.rows``, what ``--from`` and ``--until`
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import itertools
-import os
-import select
+import sys
 from collections import deque
 from collections.abc import Iterator, Mapping
 from typing import Annotated, NamedTuple
@@ -19,10 +16,12 @@ import typer
 
 from wal_cli import rows
 from wal_cli.context import Context, is_terminal
-from wal_cli.keeping import FileKeeper, Keeper, NamedKeeper
+from wal_cli.keeping import FileKeeper, GroupKeeper, Keeper, NamedKeeper
 from wal_cli.options import with_context
+from wal_cli.printing import Printer, Source
 from wal_cli.times import parse_from, parse_until
 from wal_client.consumer import Tail
+from wal_client.groups import Member
 from wal_client.ranges import (
     EARLIEST,
     FOLLOW,
@@ -34,15 +33,12 @@ from wal_client.ranges import (
 )
 from wal_client.sync import Client
 from wal_core.clock import SystemClock
-from wal_core.errors import EXIT_OK, UnsupportedError, UsageError
+from wal_core.errors import EXIT_OK, MemberFencedError, UnsupportedError, UsageError, WalError
 from wal_core.frames import End
-from wal_core.limits import MIB
 from wal_core.names import check_name
 from wal_core.tso import ms_of
 
 _FOLLOW_ROWS = 10
-_WRITE_BYTES = 256 * 1024
-"""What gathers before it is written, unless nothing more is there."""
 
 
 class _Range(NamedTuple):
@@ -104,16 +100,16 @@ def tail(
     wanted = _range(last, start, until, follow, ten=not kept)
     output = _output(context.output, framing)
     raw = rows.raw(framing or ("len32" if output == "len32" else "line"))
+    printer = Printer()
     names = list(dict.fromkeys(collections))
-    with context.client() as client, _keeper(client, names, wanted, cursor, cursor_file) as keeper:
-        source = _tail(client, names, wanted, keeper if kept else None)
+    with context.client() as client:
+        source, shards = _source(client, names, wanted, printer, cursor, cursor_file, group)
         if output == "text":
-            format = rows.text(
-                with_collection=len(names) > 1, with_shard=len(source.shards) > len(names)
-            )
+            format = rows.text(with_collection=len(names) > 1, with_shard=shards > len(names))
         else:
             format = rows.ndjson if output == "ndjson" else raw
-        _copy(source, format, count, keeper)
+        with printer.keeper:
+            printer.copy(source, format, count)
     return EXIT_OK
 
 
@@ -130,18 +126,51 @@ def _the_one(cursor: str | None, cursor_file: str | None, group: str | None) -> 
     return given[0] if given else None
 
 
-def _keeper(
+def _source(
     client: Client,
     collections: list[str],
     wanted: _Range,
+    printer: Printer,
     cursor: str | None,
     cursor_file: str | None,
-) -> Keeper:
+    group: str | None,
+) -> tuple[Source, int]:
+    """What to read, and of how many shards; the printer is given who keeps the position."""
+    if group is not None:
+        member = _member(client, group, collections, wanted, printer)
+        return member, member.shards
+    keeper: Keeper | None = None
     if cursor is not None:
-        return NamedKeeper(client, cursor, collections, wanted.start)
-    if cursor_file is not None:
-        return FileKeeper(client, cursor_file, collections, wanted.start)
-    return Keeper()
+        keeper = NamedKeeper(client, cursor, collections, wanted.start)
+    elif cursor_file is not None:
+        keeper = FileKeeper(client, cursor_file, collections, wanted.start)
+    tail = _tail(client, collections, wanted, keeper)
+    if keeper is not None:
+        printer.keeper = keeper
+    return tail, len(tail.shards)
+
+
+def _member(
+    client: Client, group: str, collections: list[str], wanted: _Range, printer: Printer
+) -> Member:
+    def lost(error: WalError) -> None:
+        keeper.forget()
+        if isinstance(error, MemberFencedError):
+            print(
+                f"wal tail: group {group!r}: {error.message}; it joins again, and what it printed "
+                "last may come twice",
+                file=sys.stderr,
+                flush=True,
+            )
+
+    first, *others = collections
+    member = client.member(
+        group, first, wanted.start, wanted.until, settle=printer.settle, on_lost=lost
+    )
+    for name in others:
+        member.add(name, wanted.start, wanted.until)
+    printer.keeper = keeper = GroupKeeper(member)
+    return member
 
 
 def _range(
@@ -221,68 +250,3 @@ def _last_pieces(tail: Tail, count: int) -> Iterator[tuple[int, int, int, int]]:
         while rows[batch.shard] - shard[0][3] >= count:
             rows[batch.shard] -= shard.popleft()[3]
     return itertools.chain.from_iterable(kept.values())
-
-
-def _copy(source: Tail, format: rows.Format, count: int | None, keeper: Keeper) -> None:
-    """Print what comes; ``count``: rows in all. Each row is written before the next is waited for.
-
-    Raises BrokenPipeError."""
-    out = _Out()
-    left = count
-    if left == 0:
-        return
-    for batch in source:
-        if left is not None:
-            batch.limit(left)
-            left -= batch.count
-        keeper.wrote(batch)
-        out.write(format(batch))
-        if left == 0:
-            break
-        if not source.has_more():
-            out.flush()
-        if out.is_empty:
-            keeper.flushed()
-            while (seconds := keeper.due_in()) is not None:
-                if seconds and source.has_more(seconds):
-                    break
-                keeper.save()
-    out.flush()
-    keeper.flushed()
-
-
-class _Out:
-    """stdout as a descriptor: large pieces go straight through, small ones gather."""
-
-    def __init__(self) -> None:
-        self._parts: list[bytes | memoryview] = []
-        self._size = 0
-        with contextlib.suppress(OSError):  # No pipe, or over what the user may have.
-            fcntl.fcntl(1, fcntl.F_SETPIPE_SZ, MIB)
-
-    def write(self, data: bytes | memoryview) -> None:
-        self._parts.append(data)
-        self._size += len(data)
-        if self._size >= _WRITE_BYTES:
-            self.flush()
-
-    @property
-    def is_empty(self) -> bool:
-        """Whether all went to stdout."""
-        return not self._parts
-
-    def flush(self) -> None:
-        parts, self._parts, self._size = self._parts, [], 0
-        if parts:
-            _write_all(parts[0] if len(parts) == 1 else b"".join(parts))
-
-
-def _write_all(data: bytes | memoryview) -> None:
-    left = memoryview(data)
-    while left:
-        try:
-            left = left[os.write(1, left) :]
-        except BlockingIOError:  # Somebody else made our stdout non-blocking.
-            poll = select.poll()
-            poll.register(1, select.POLLOUT)
-            poll.poll()
