@@ -99,7 +99,7 @@ class _Saving(Keeper):
             self._store(self._delivered)
         except (UnreachableError, TimedOutError):
             raise
-        except BaseException:
+        except WalError:
             self._delivered = {}  # It was refused, and would be again.
             raise
         self._delivered = {}

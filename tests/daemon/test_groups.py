@@ -357,6 +357,7 @@ def test_killed_commands_skip_nothing(daemon: Daemon, tmp_path: Path) -> None:
         victim.communicate()
         running.append(tail(daemon, file))
     eventually(lambda: set(numbers(*files)) == set(range(2000)))
+    eventually(lambda: set(members(daemon)) == {one.pid for one in running})
     for one in running:
         one.send_signal(signal.SIGTERM)
         assert one.wait(10) == 143
