@@ -19,7 +19,7 @@ from wal_client.groups import Member
 from wal_client.ranges import From, RowBatch, from_offset
 from wal_client.sync import Client
 from wal_core.clock import Clock, SystemClock
-from wal_core.errors import MemberFencedError, TimedOutError, UnreachableError, WalError
+from wal_core.errors import MemberFencedError, WalError
 from wal_core.limits import CURSOR_COMMIT_SECONDS
 
 Start = From | Mapping[int, From]
@@ -62,7 +62,7 @@ class Keeper:
         return None
 
     def save(self) -> None:
-        """Save what was delivered. A daemon that is away is left for later."""
+        """Save what was delivered; later, where the daemon is away or its disk is full."""
 
     def close(self) -> None:
         """Save for the last time. Raises what prevents it."""
@@ -86,8 +86,11 @@ class _Saving(Keeper):
 
     def save(self) -> None:
         self._next_save = self._clock.monotonic() + CURSOR_COMMIT_SECONDS
-        with contextlib.suppress(UnreachableError, TimedOutError):
+        try:
             self._save()
+        except WalError as error:
+            if not error.retryable:
+                raise
 
     def close(self) -> None:
         self._save()
@@ -97,10 +100,9 @@ class _Saving(Keeper):
             return
         try:
             self._store(self._delivered)
-        except (UnreachableError, TimedOutError):
-            raise
-        except WalError:
-            self._delivered = {}  # It was refused, and would be again.
+        except WalError as error:
+            if not error.retryable:
+                self._delivered = {}  # It was refused, and would be again.
             raise
         self._delivered = {}
 

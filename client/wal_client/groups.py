@@ -225,6 +225,8 @@ class Member:
         elif frame.request_id in self._requests:
             share, shard = self._requests[frame.request_id]
             yield from self._rows(share.readers[shard], frame)
+        elif frame.kind == Kind.SUBSCRIBED:
+            self._cancel(frame.request_id)  # It was given up before it had begun.
 
     def _rows(self, reader: ShardReader, frame: Frame) -> Iterator[RowBatch]:
         if frame.kind == Kind.SUBSCRIBED:
@@ -315,14 +317,20 @@ class Member:
         for request_id, (of, shard) in tuple(self._requests.items()):
             if of is share and shard in shards:
                 del self._requests[request_id]
-                self._client.connection.send([frames.pack_frame(Kind.CANCEL, request_id)])
+                self._cancel(request_id)
         for shard in shards:
             del share.readers[shard]
+
+    def _cancel(self, request_id: int) -> None:
+        with contextlib.suppress(OSError):  # It will be met where something is awaited.
+            self._client.connection.send([frames.pack_frame(Kind.CANCEL, request_id)])
 
     def _begin(self, share: _Share, shards: set[int]) -> None:
         if not shards:
             return
         entry = self._entry(share)
+        hint = f"wal cursor seek {self.group} {share.opened.name} --to latest"
+        cursors.check_position(f"group {self.group!r}", entry, hint)
         for shard, offset in sorted(cursors.position_of(entry).items()):
             if shard not in shards:
                 continue

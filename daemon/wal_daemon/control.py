@@ -6,7 +6,7 @@ import resource
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
-from wal_core.errors import UsageError
+from wal_core.errors import CorruptError, UsageError
 from wal_core.tso import ms_of, rfc3339
 from wal_core.version import VERSION
 from wal_daemon import cursor_operations
@@ -63,7 +63,11 @@ async def metrics(node: Node, _: dict[str, Any]) -> str:
     """The Prometheus text format."""
     from wal_daemon.metrics import render
 
-    return render(node, [node.cursors.entry(one) for one in await node.cursors.all()])
+    try:
+        found = await node.cursors.all()
+    except CorruptError:  # `wal cursor ls` says which; the other metrics are fine.
+        found = []
+    return render(node, [node.cursors.entry(one) for one in found])
 
 
 async def list_collections(node: Node, _: dict[str, Any]) -> list[dict[str, Any]]:

@@ -2,7 +2,7 @@
 
 An entry is a cursor in one collection, ``Cursors.entry`` and the group's members:
 ``{"cursor","collection","id","committed","lag","shards":[{"shard","offset","next","lag"}],
-"members":[{"member","pid","shards"}]}``. A start is (``Start``, value), as in a SUBSCRIBE frame.
+"members":[{"pid","shards"}]}``. A start is (``Start``, value), as in a SUBSCRIBE frame.
 """
 
 from __future__ import annotations

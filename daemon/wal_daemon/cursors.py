@@ -9,6 +9,7 @@ the catalog is written only if that is still there.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from typing import Any, NamedTuple, TypeVar
@@ -20,6 +21,7 @@ from wal_core.errors import (
     CorruptError,
     CursorMovedError,
     FencedError,
+    IoFailureError,
     NotFoundError,
     OutOfRangeError,
     WalError,
@@ -32,6 +34,7 @@ from wal_storage.catalog.base import Catalog, CatalogConflict
 from wal_storage.catalog.collections import Collection
 from wal_storage.catalog.cursors import CursorRecord
 
+log = logging.getLogger("wald.cursors")
 _T = TypeVar("_T")
 
 
@@ -102,7 +105,7 @@ class Cursors:
 
     async def all(self, name: str = "") -> list[CursorRecord]:
         """Cursors of live collections, of one name or of all."""
-        found = await self._run(lambda: family.read_all(self._catalog, name))
+        found = await self._run(lambda: self._read_all(name))
         live = {one.id for one in self._collections.by_name.values()}
         return [one for one in found if one.collection_id in live]
 
@@ -144,15 +147,17 @@ class Cursors:
         await self._run(lambda: self._catalog.commit(keys))
 
     async def forget(self, collection: Collection) -> None:
-        """Remove the cursors of a collection that was dropped."""
+        """Remove the cursors of a collection that was dropped. What stays is inherited by none."""
 
         def forget() -> None:
-            found = family.read_all(self._catalog)
-            ours = [one for one in found if one.collection_id == collection.id]
+            ours = [one for one in self._read_all("") if one.collection_id == collection.id]
             if ours:
                 self._catalog.commit({family.key(one.name, one.collection): None for one in ours})
 
-        await self._run(forget)
+        try:
+            await self._run(forget)
+        except WalError as error:
+            log.warning("cursors of a dropped collection stay", extra={"error": error.message})
 
     def entry(self, record: CursorRecord) -> dict[str, Any]:
         """What ``wal cursor show -o json`` prints of a cursor in one collection."""
@@ -184,12 +189,26 @@ class Cursors:
             error.hint = f"wal cursor rm {name} {collection}"
             raise
 
+    def _read_all(self, name: str) -> list[CursorRecord]:
+        try:
+            return family.read_all(self._catalog, name)
+        except CorruptError as error:
+            error.hint = "wal cursor rm NAME COLLECTION"
+            raise
+
+    def _require_ownership(self) -> None:
+        try:
+            if self._is_owner():
+                return
+        except OSError as error:
+            raise IoFailureError(f"the folder of the node cannot be read: {error}") from error
+        raise FencedError("this node was taken over; the cursor was not moved")
+
     def _write(
         self, name: str, changes: Sequence[tuple[Collection, _Decide]]
     ) -> list[CursorRecord]:
         while True:
-            if not self._is_owner():
-                raise FencedError("this node was taken over; the cursor was not moved")
+            self._require_ownership()
             expect: dict[bytes, bytes | None] = {}
             records: dict[bytes, CursorRecord] = {}
             for collection, decide in changes:

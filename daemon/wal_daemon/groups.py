@@ -171,18 +171,13 @@ class Groups:
                     )
 
     def members(self, name: str, collection_id: int) -> Sequence[dict[str, object]]:
-        """What ``wal cursor show`` says of the members."""
+        """What ``wal cursor show`` says of the members. Not their names: these prove who one is."""
         group = self._groups.get((name, collection_id))
         if group is None:
             return []
         return [
-            {"member": one.name, "pid": one.link.peer_pid, "shards": group.owned(one)}
-            for one in group.members.values()
+            {"pid": one.link.peer_pid, "shards": group.owned(one)} for one in group.members.values()
         ]
-
-    def close(self) -> None:
-        """Stop the timer."""
-        self._leases.close()
 
     def _member(self, name: str) -> Member:
         found = self._members.get(name)
@@ -218,15 +213,14 @@ class Groups:
 def share_out(shards: int, members: Sequence[str], current: Mapping[int, str]) -> dict[int, str]:
     """Which member each shard should have: as evenly as can be, moving as few as can be.
 
-    ``members`` in the order in which they joined: of unequal shares the earlier get the larger.
-    ``current``: owners now; those that are no members count for nothing."""
+    Of unequal shares the larger go to those that hold most, and then to those that stand first in
+    ``members``. ``current``: owners now; those that are no members count for nothing."""
     held: dict[str, list[int]] = {name: [] for name in members}
     free: list[int] = []
     for shard in range(shards):
         owner = held.get(current.get(shard, ""))
         (free if owner is None else owner).append(shard)
     least, larger = divmod(shards, len(members))
-    # The larger shares go to those that hold most, so that they give up the least.
     order = sorted(members, key=lambda name: -len(held[name]))
     quota = {name: least + (place < larger) for place, name in enumerate(order)}
     for name, own in held.items():

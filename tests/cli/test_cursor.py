@@ -339,6 +339,8 @@ def test_a_damaged_cursor_says_so_and_can_be_removed(wal: Wal) -> None:
         value = bytearray(txn.get(key))
         value[-6] ^= 1  # The offset; its checksum comes last.
         txn.put(key, bytes(value))
+    checked = wal("check", "-o", "json")
+    assert (checked.status, [one["kind"] for one in checked.json["problems"]]) == (1, ["cursor"])
     result = wal("tail", "c", "--cursor", "damaged-one")
     assert (result.status, result.out) == (5, b"")
     assert "wal cursor rm damaged-one c" in result.errors
