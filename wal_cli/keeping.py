@@ -68,7 +68,7 @@ class Keeper:
         """Save for the last time. Raises what prevents it."""
 
 
-class _Saving(Keeper):
+class Saving(Keeper):
     """When to save, for those that say how."""
 
     def wrote(self, batch: RowBatch) -> None:
@@ -110,7 +110,7 @@ class _Saving(Keeper):
         raise NotImplementedError
 
 
-class NamedKeeper(_Saving):
+class NamedKeeper(Saving):
     """A named cursor: one name, a position in each collection."""
 
     def __init__(self, client: Client, name: str, collections: Iterable[str], start: Start) -> None:
@@ -143,7 +143,7 @@ class NamedKeeper(_Saving):
             self._saved[collection] |= position
 
 
-class GroupKeeper(_Saving):
+class GroupKeeper(Saving):
     """The cursor of a group, as far as this member's shards go."""
 
     def __init__(self, member: Member) -> None:
@@ -174,7 +174,7 @@ class GroupKeeper(_Saving):
                 self._member.commit(own, collection)
 
 
-class FileKeeper(_Saving):
+class FileKeeper(Saving):
     """A cursor file, replaced at each save."""
 
     def __init__(self, client: Client, path: str, collections: Iterable[str], start: Start) -> None:

@@ -17,6 +17,9 @@ import pytest
 from tests.cli.conftest import Wal, stop_process
 from tests.cli.test_append import client, eventually
 from tests.cli.test_tail import Lines, bodies
+from wal_storage.catalog import cursors
+from wal_storage.catalog.cursors import CursorRecord
+from wal_storage.catalog.lmdb import LmdbCatalog
 
 
 def numbers(first: int, end: int) -> bytes:
@@ -169,6 +172,19 @@ def test_a_collection_created_again_inherits_nothing(wal: Wal) -> None:
     assert wal("cursor", "show", "me").status == 66
     wal.ok("append", "c", input=numbers(0, 7))
     assert tail(wal, "--cursor", "me") == numbers(0, 7)
+
+
+def test_what_a_cut_short_drop_left_is_inherited_by_nobody(wal: Wal) -> None:
+    wal.ok("append", "c", input=numbers(0, 5))
+    wal.ok("down")
+    stale = CursorRecord("me", "c", 99, 0, [3])
+    catalog = LmdbCatalog(os.fsencode(wal.dir / "catalog"))
+    catalog.commit({cursors.key("me", "c"): cursors.encode(stale)})
+    catalog.close()
+    assert wal("cursor", "show", "me").status == 66
+    assert tail(wal, "--cursor", "me", "--count", "1") == numbers(0, 1)
+    wal.ok("cursor", "commit", "me", "c", "2")
+    assert offsets(wal, "me") == [2]
 
 
 def test_two_readers_under_one_name(wal: Wal) -> None:
@@ -361,3 +377,58 @@ def test_metrics(wal: Wal) -> None:
     wal.ok("append", "c", input=numbers(0, 3))
     wal.ok("cursor", "commit", "me", "c", "1")
     assert 'wal_cursor_lag_rows{collection="c",cursor="me"} 2.0' in wal.ok("metrics").text
+
+
+def test_a_group_reads_several_collections(wal: Wal) -> None:
+    wal.ok("collection", "create", "many", "--shards", "3")
+    wal.ok("append", "c", input=numbers(0, 6))
+    for number in range(9):
+        wal.ok("append", "many", "-k", f"k{number}", f"m{number}")
+    assert bodies(wal.ok("tail", "c", "--group", "g", "--count", "2").out) == ["0", "1"]
+    assert bodies(wal.ok("tail", "c", "--group", "g", "--until", "3").out) == ["2", "3"]
+    rest = bodies(wal.ok("tail", "many", "c", "--group", "g").out)
+    assert sorted(rest) == sorted([f"m{n}" for n in range(9)] + ["4", "5"])
+    assert wal.ok("tail", "many", "c", "--group", "g").out == b""
+    wal.ok("append", "c", "6")
+    assert tail(wal, "--group", "new", "--from", "5") == numbers(5, 7)
+    text = wal.ok("tail", "many", "--group", "text", "-o", "text").text
+    assert all(line.split("  ")[0][1] == ":" for line in text.splitlines()), (
+        "the shard stands there"
+    )
+
+
+def test_a_group_keeps_strangers_out(wal: Wal) -> None:
+    wal.ok("append", "c", "0")
+    member = wal.start("tail", "c", "--group", "g", "-f", "-o", "raw")
+    output = Lines(member)
+    output.until(b"0\n")
+    eventually(lambda: offsets(wal, "g") == [1])
+    shown = wal.ok("cursor", "show", "g", "-o", "json").json["collections"][0]
+    assert shown["members"] == [{"pid": member.pid, "shards": [0]}]
+    assert str(member.pid) in wal.ok("cursor", "show", "g").text
+    for argv in (["seek", "g", "c", "--to", "0"], ["commit", "g", "c", "1"], ["rm", "g"]):
+        result = wal("cursor", *argv)
+        assert (result.status, "[member-fenced]" in result.errors) == (3, True)
+    assert 'wal_group_members{collection="c",group="g"} 1.0' in wal.ok("metrics").text
+    with client(wal) as daemon:
+        stop_process(daemon.hello.pid)
+    wal.ok("append", "c", "1")
+    output.until(b"1\n")
+    member.send_signal(signal.SIGINT)
+    assert (member.wait(10), member.communicate()[1]) == (130, b"")
+    assert offsets(wal, "g") == [2]
+    wal.ok("cursor", "seek", "g", "c", "--to", "0")
+    log = (wal.dir / "wald.log").read_text()
+    assert "Traceback" not in log
+    assert "destroyed" not in log
+
+
+def test_a_group_ends_at_a_broken_pipe(wal: Wal) -> None:
+    wal.ok("append", "c", input=b"".join(b"%099d\n" % number for number in range(100_000)))
+    process = wal.start("tail", "c", "--group", "g", "-o", "raw")
+    assert process.stdout is not None
+    os.read(process.stdout.fileno(), 100)
+    process.stdout.close()
+    assert process.wait(10) == 141
+    (saved,) = offsets(wal, "g")
+    assert tail(wal, "--group", "g") == b"".join(b"%099d\n" % n for n in range(saved, 100_000))

@@ -366,6 +366,7 @@ def test_killed_commands_skip_nothing(daemon: Daemon, tmp_path: Path) -> None:
     assert members(daemon) == {}
 
 
+@pytest.mark.slow
 def test_a_stopped_command_is_taken_over_and_joins_again(daemon: Daemon, tmp_path: Path) -> None:
     files = [tmp_path / "one", tmp_path / "two"]
     one, two = tail(daemon, files[0]), tail(daemon, files[1])
@@ -390,6 +391,7 @@ def test_a_stopped_command_is_taken_over_and_joins_again(daemon: Daemon, tmp_pat
     assert sum(position(daemon).values()) == 1500
 
 
+@pytest.mark.slow
 def test_a_slow_reader_of_the_output_keeps_its_shards(daemon: Daemon) -> None:
     """The lease is renewed while a member waits for its pipe."""
     with daemon.client() as client, client.producer("c") as producer:
