@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from wal_client.batcher import Identity
 from wal_client.consumer import Tail
+from wal_client.cursors import Cursor
 from wal_client.endpoint import Endpoint
+from wal_client.groups import Member
 from wal_client.producer import Producer
 from wal_client.ranges import (
     EARLIEST,
@@ -46,9 +48,11 @@ __all__ = [
     "AsyncProducer",
     "AsyncTransaction",
     "Client",
+    "Cursor",
     "Endpoint",
     "From",
     "Identity",
+    "Member",
     "Producer",
     "Receipt",
     "Record",
