@@ -101,6 +101,8 @@ class PChannel:
         self.batches = 0
         self.rows = 0
         self.bytes = 0
+        self.cursors = recovered.state.cursors
+        """See ``ChannelState``; kept up to date by ``Cursors``."""
         self.attach(wal, recovered)
 
     def attach(self, wal: WalStorage, recovered: Recovered) -> None:
@@ -108,6 +110,7 @@ class PChannel:
         self.wal = wal
         self.closed: WalError | None = None
         self._state = recovered.state
+        self._state.cursors = self.cursors
         self._timetick = TimeTick(TsoSource(self._clock, recovered.state.tso))
         self._sequencer = Sequencer(recovered.state, self._timetick, self._leases)
         self.cuts = recovered.cuts
