@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from bench.daemon import Daemon
 from tests.storage.writer import ManualClock
 from wal_client.connection import Connection
+from wal_client.sync import Client
 from wal_core import frames
 from wal_core.errors import WalError
 from wal_core.frames import Kind
@@ -82,3 +85,14 @@ class Judge:
         body = encode_change(Change(number, partition, name, settings))
         (answer,) = self.append(message(kind, vchannel, body, encoding=Encoding.MSGPACK))
         return answer
+
+
+@contextlib.contextmanager
+def serve_again(folder: Path) -> Iterator[Client]:
+    """A client of a daemon that is started on what there is, and stopped at the end."""
+    daemon = serve(folder)
+    try:
+        with daemon.client() as client:
+            yield client
+    finally:
+        daemon.stop()
