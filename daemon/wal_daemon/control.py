@@ -87,6 +87,7 @@ async def create(node: Node, arguments: dict[str, Any]) -> dict[str, Any]:
 async def drop(node: Node, arguments: dict[str, Any]) -> dict[str, Any]:
     described = _describe(node, node.collections.get(str(arguments["name"])))
     await node.collections.drop(described["collection"])
+    node.transactions.end_broken()
     return described
 
 
@@ -94,6 +95,7 @@ async def truncate(node: Node, arguments: dict[str, Any]) -> dict[str, Any]:
     """The description afterwards, and ``truncated_rows``: how many were hidden."""
     name = str(arguments["name"])
     hidden = await node.collections.truncate(name)
+    node.transactions.end_broken()
     return _describe(node, node.collections.get(name)) | {"truncated_rows": hidden}
 
 
@@ -105,6 +107,7 @@ async def alter(node: Node, arguments: dict[str, Any]) -> dict[str, Any]:
         drop=[str(one) for one in arguments.get("drop_partitions", ())],
         settings={str(key): str(value) for key, value in arguments.get("settings", {}).items()},
     )
+    node.transactions.end_broken()
     return _describe(node, altered)
 
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.cli.conftest import Wal
+from tests.cli.conftest import Wal, stop_process
 from wal_client.endpoint import Endpoint
 from wal_client.sync import Client
 from wal_core.settings import default_socket
@@ -43,11 +45,15 @@ def _fill(wal: Wal) -> dict[str, str]:
     return {"whole": whole.id, "empty": empty.id, "back": back.id, "left": left.id}
 
 
-@pytest.fixture
-def dumped(wal: Wal) -> tuple[Wal, Path, dict[str, str]]:
+@pytest.fixture(scope="module")
+def dumped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Wal, Path, dict[str, str]]]:
+    """The only segment of a daemon that was killed."""
+    wal = Wal(tmp_path_factory.mktemp("dump"))
     ids = _fill(wal)
+    stop_process(wal.ok("status", "-o", "json").json["pid"], signal.SIGKILL)
     (segment,) = (wal.dir / "pchannels" / "0").glob("*.seg")
-    return wal, segment, ids
+    yield wal, segment, ids
+    wal.close()
 
 
 def test_details_of_messages(dumped: tuple[Wal, Path, dict[str, str]]) -> None:
@@ -113,7 +119,7 @@ def test_lines_for_a_person(dumped: tuple[Wal, Path, dict[str, str]]) -> None:
 
 def test_the_opening_of_the_next_segment(dumped: tuple[Wal, Path, dict[str, str]]) -> None:
     wal, _, ids = dumped
-    wal.ok("restart")
+    wal.ok("up")
     segment = max((wal.dir / "pchannels" / "0").glob("*.seg"))
     (line,) = [one for one in wal.ok("dump", segment).text.splitlines() if "vchannel" in one]
     for words in ("orders shard 0 of 1", "partitions us", "settings b=2", "first 5  next 5"):
@@ -128,6 +134,7 @@ def test_the_opening_of_the_next_segment(dumped: tuple[Wal, Path, dict[str, str]
     assert "  insert  " in wal.ok("dump", segment).text
     batches = wal.ok("dump", segment, "-o", "json").json["batches"]
     assert [one["collection"] for one in batches if one["type"] == "insert"] == ["orders"]
+    wal.ok("collection", "drop", "orders", "--yes")  # A stop would wait for the transaction.
 
 
 def test_an_expired_and_a_broken_transaction(wal: Wal) -> None:

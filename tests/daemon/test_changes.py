@@ -182,7 +182,9 @@ def _check_scope(client: Client, operation: str, **arguments: Any) -> None:
         txn.append(inside, [b"row"] * 20)
     for txn in (both, fine):
         txn.append(outside, [b"row"] * 20)
+    assert client.call("status")["open_transactions"] == 3
     client.call(operation, name=inside, **arguments)
+    assert client.call("status")["open_transactions"] == 2  # One is open outside still.
     for action in (broken.commit, broken.keep_alive, both.commit):
         with pytest.raises(TxnInvalidStateError):
             action()
