@@ -18,6 +18,7 @@ from wal_core import frames
 from wal_core.batch import Record
 from wal_core.checksum import crc32c
 from wal_core.errors import (
+    JUDGED_IN_ORDER,
     NotReadyError,
     OutcomeUnknownError,
     OutOfSequenceError,
@@ -100,6 +101,7 @@ class Batcher:
         self._sequences = [identity.next_sequence - 1] * len(opened.vchannels)
         self._waiting: deque[_Sent] = deque()
         self._early: dict[int, Frame] = {}
+        self._sent_again: set[int] = set()
         self._batches = 0
 
     def become(self, producer_id: int) -> None:
@@ -201,10 +203,11 @@ class Batcher:
         self.sent += 1
         return buffers
 
-    def unanswered(self) -> list[list[_Buffer]]:
-        """The frames to send again over a new connection, in order."""
+    def unanswered(self) -> list[tuple[int, list[_Buffer]]]:
+        """(request id, frame) of what is to be sent again over a new connection, in order."""
         self._early.clear()
-        return [sent.buffers for sent in self._waiting]
+        self._sent_again = {sent.request_id for sent in self._waiting}
+        return [(sent.request_id, sent.buffers) for sent in self._waiting]
 
     def wants_resend(self, frame: Frame) -> bool:
         """Whether an answer says that batches must be sent again: their bytes were lost on the
@@ -258,7 +261,10 @@ class Batcher:
 
     def _refusal(self, answer: Frame) -> WalError:
         error = frames.unpack_error(answer)
-        if error.details.get("outcome_unknown"):
+        tried_before = answer.request_id in self._sent_again
+        if error.details.get("outcome_unknown") or (
+            tried_before and not isinstance(error, JUDGED_IN_ORDER)
+        ):
             return OutcomeUnknownError(
                 f"{error.message} [{error.code}]", cause=error.code, records=self._waiting[0].rows
             )

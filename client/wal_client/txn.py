@@ -10,9 +10,10 @@ from collections.abc import Iterable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from wal_client.receipts import Ack, Receipt
+from wal_client.receipts import Receipt, receipts_of
 from wal_core.clock import sleep
 from wal_core.errors import (
+    JUDGED_IN_ORDER,
     NotReadyError,
     OutcomeUnknownError,
     TimedOutError,
@@ -87,13 +88,7 @@ class Transaction:
         arguments: dict[str, Any] = {"id": self.id, "expect": expect}
         if identity is not None:
             arguments["producer"] = [identity.id, identity.epoch, identity.next_sequence]
-        receipts: dict[str, Receipt] = {}
-        for part in self._repeatedly("txn_commit", arguments):
-            name = part["collection"]
-            first, count, tso = part["first"], part["count"], int(part["tso"])
-            receipt = receipts.setdefault(name, Receipt(name))
-            receipt.add(Ack(part["vchannel"], first, count, tso, True, None))
-        return receipts
+        return receipts_of(self._repeatedly("txn_commit", arguments))
 
     def rollback(self) -> None:
         """None of the rows will ever be seen. May be repeated."""
@@ -103,15 +98,22 @@ class Transaction:
         """A call that is safe to repeat, until it is answered or the client's timeout is over."""
         deadline = self._client.deadline()
         self._client.connection  # noqa: B018 - Where nobody answers nothing was sent.
+        uncertain = False
         while True:
             try:
                 return self._client.call(operation, **arguments)
-            except (UnreachableError, TimedOutError, NotReadyError) as error:
+            except JUDGED_IN_ORDER:
+                raise
+            except (UnreachableError, TimedOutError) as error:
                 failure: WalError = error
+                uncertain = True
             except WalError as error:
-                if "outcome_unknown" not in error.details:
-                    raise
                 failure = error
+                uncertain = uncertain or "outcome_unknown" in error.details
+                if not uncertain and not isinstance(error, NotReadyError):
+                    raise
+            if self._client.is_over(deadline) and not uncertain:
+                raise failure
             if self._client.is_over(deadline):
                 raise OutcomeUnknownError(
                     f"{failure.message} [{failure.code}]; the commit of {self.id} may have "

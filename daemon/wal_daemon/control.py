@@ -6,16 +6,18 @@ import resource
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
-from wal_core.errors import UnknownTxnError, UsageError
+from wal_core.errors import CorruptError, UnknownTxnError, UsageError
 from wal_core.names import vchannel_name
 from wal_core.tso import ms_of, rfc3339
 from wal_core.version import VERSION
+from wal_daemon import cursor_operations
 from wal_daemon.transactions import ProducerOf
 from wal_daemon.wal.requests import ANY_OFFSET
 from wal_storage.catalog.collections import Collection
 
 if TYPE_CHECKING:
     from wal_daemon.node import Node
+    from wal_daemon.server import Connection
 
 Operation = Callable[["Node", dict[str, Any]], Awaitable[Any]]
 
@@ -65,7 +67,11 @@ async def metrics(node: Node, _: dict[str, Any]) -> str:
     """The Prometheus text format."""
     from wal_daemon.metrics import render
 
-    return render(node)
+    try:
+        found = await node.cursors.all()
+    except CorruptError:  # `wal cursor ls` says which; the other metrics are fine.
+        found = []
+    return render(node, [node.cursors.entry(one) for one in found])
 
 
 async def list_collections(node: Node, _: dict[str, Any]) -> list[dict[str, Any]]:
@@ -86,7 +92,7 @@ async def create(node: Node, arguments: dict[str, Any]) -> dict[str, Any]:
 
 async def drop(node: Node, arguments: dict[str, Any]) -> dict[str, Any]:
     described = _describe(node, node.collections.get(str(arguments["name"])))
-    await node.collections.drop(described["collection"])
+    await node.cursors.forget(await node.collections.drop(described["collection"]))
     node.transactions.end_broken()
     return described
 
@@ -116,16 +122,18 @@ async def partition(node: Node, arguments: dict[str, Any]) -> int:
     return node.collections.partition(str(arguments["name"]), str(arguments["partition"]))
 
 
-async def producer_epoch(node: Node, arguments: dict[str, Any]) -> int:
-    """The highest epoch with which a producer has written to a collection; -1: none."""
+async def producer(node: Node, arguments: dict[str, Any]) -> list[int]:
+    """Of a producer in a collection: its highest epoch (-1: it never wrote) and the last sequence
+    of that in any shard."""
     collection = node.collections.get(str(arguments["collection"]))
     id = int(arguments["producer"])
-    epoch = -1
+    last = [-1, 0]
     for shard in collection.shards:
         state = node.pchannels[shard.pchannel].vchannels[shard.vchannel]
         known = state.producers_by_id.get(id)
-        epoch = max(epoch, -1 if known is None else known.epoch)
-    return epoch
+        if known is not None:
+            last = max(last, [known.epoch, known.sequence])
+    return last
 
 
 async def txn_begin(node: Node, arguments: dict[str, Any]) -> str:
@@ -141,9 +149,9 @@ async def txn_begin(node: Node, arguments: dict[str, Any]) -> str:
 
 async def txn_commit(node: Node, arguments: dict[str, Any]) -> list[dict[str, Any]]:
     """What the rows got: a map for each shard that has rows of the transaction."""
-    producer = ProducerOf(*map(int, arguments.get("producer", ())))
+    whose = ProducerOf(*map(int, arguments.get("producer", ())))
     expect = int(arguments.get("expect", ANY_OFFSET))
-    committed = await node.transactions.commit(txn_of(arguments["id"]), producer, expect)
+    committed = await node.transactions.commit(txn_of(arguments["id"]), whose, expect)
     return [
         {
             "collection": pchannel.vchannels[one.vchannel].collection,
@@ -196,7 +204,7 @@ OPERATIONS: dict[str, Operation] = {
     "truncate": truncate,
     "alter": alter,
     "partition": partition,
-    "producer_epoch": producer_epoch,
+    "producer": producer,
     "txn_begin": txn_begin,
     "txn_commit": txn_commit,
     "txn_rollback": txn_rollback,
@@ -204,13 +212,17 @@ OPERATIONS: dict[str, Operation] = {
     "txn_check": txn_check,
     "txn_list": txn_list,
     "bounds": bounds,
+    **cursor_operations.OPERATIONS,
 }
 WHILE_RECOVERING = frozenset(("status",))
 
 
-def operation(name: object) -> Operation:
-    """Raises UsageError for an unknown one."""
-    found = OPERATIONS.get(name) if isinstance(name, str) else None
+def operation(name: str, connection: Connection) -> Operation:
+    """Raises UsageError for an unknown one. ``connection``: whose request it is."""
+    found = OPERATIONS.get(name)
+    if found is None and name in cursor_operations.MEMBERSHIP:
+        bound = cursor_operations.MEMBERSHIP[name]
+        return lambda node, arguments: bound(node, connection, arguments)
     if found is None:
         raise UsageError(f"no operation {name!r}")
     return found

@@ -7,8 +7,8 @@ pays nothing. Imported on the first request only.
 from __future__ import annotations
 
 import resource
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.exposition import generate_latest
@@ -20,15 +20,17 @@ if TYPE_CHECKING:
 _PER_PCHANNEL = ("pchannel",)
 
 
-def render(node: Node) -> str:
+def render(node: Node, cursors: Sequence[dict[str, Any]]) -> str:
+    """``cursors``: their entries, as ``Cursors.entry`` makes them."""
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(_NodeCollector(node))
+    registry.register(_NodeCollector(node, cursors))
     return generate_latest(registry).decode()
 
 
 class _NodeCollector(Collector):
-    def __init__(self, node: Node) -> None:
+    def __init__(self, node: Node, cursors: Sequence[dict[str, Any]]) -> None:
         self._node = node
+        self._cursors = cursors
 
     def collect(self) -> Iterator[Metric]:
         node = self._node
@@ -50,6 +52,22 @@ class _NodeCollector(Collector):
             "wal_cpu_seconds", "processor time used", usage.ru_utime + usage.ru_stime
         )
         yield from self._pchannels()
+        yield from self._lags()
+
+    def _lags(self) -> Iterator[Metric]:
+        lag = GaugeMetricFamily(
+            "wal_cursor_lag_rows", "rows behind a cursor", labels=("cursor", "collection")
+        )
+        members = GaugeMetricFamily(
+            "wal_group_members", "readers of a group", labels=("group", "collection")
+        )
+        for one in self._cursors:
+            labels = [one["cursor"], one["collection"]]
+            lag.add_metric(labels, one["lag"])
+            if count := len(self._node.groups.members(one["cursor"], one["id"])):
+                members.add_metric(labels, count)
+        yield lag
+        yield members
 
     def _pchannels(self) -> Iterator[Metric]:
         channels = self._node.pchannels
