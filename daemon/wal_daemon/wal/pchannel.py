@@ -27,7 +27,7 @@ from wal_core.limits import (
 )
 from wal_core.message import Message, MessageType, message
 from wal_core.tso import TsoSource
-from wal_daemon.pipeline.lock import Locks
+from wal_daemon.pipeline.lock import EXCLUSIVE, Locks
 from wal_daemon.pipeline.redo import Redo
 from wal_daemon.pipeline.sequencer import Sequenced, Sequencer
 from wal_daemon.pipeline.timetick import TimeTick
@@ -177,6 +177,11 @@ class PChannel:
         self._locks.release(vchannels)
         for request in self._redo.take():
             self.submit(request)
+
+    def refuse_parked(self, vchannels: Iterable[int], error: WalError) -> None:
+        """Answer those who wait for locked VChannels; whoever comes from now on waits again."""
+        for request in self._redo.take_of(frozenset(vchannels)):
+            request.replies.refuse(request, error, False)
 
     def stop_beginning(self) -> None:
         """The daemon is about to stop: only open transactions go on."""
@@ -342,8 +347,9 @@ class PChannel:
             self._staged.begin(key)
         elif kind == MessageType.ROLLBACK_TXN:
             self._staged.forget(key)
-        elif kind == MessageType.CREATE_COLLECTION:
-            self.next_offsets[vchannel] = 0
+        elif kind in EXCLUSIVE:
+            self._staged.forget_all(vchannel)  # The change broke its transactions.
+            self.next_offsets.setdefault(vchannel, 0)
         elif kind == MessageType.COMMIT_TXN and request.rows:
             before = plain.pop(vchannel, None)
             if before is not None:
