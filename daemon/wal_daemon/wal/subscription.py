@@ -12,9 +12,10 @@ from concurrent.futures import Executor
 from typing import Protocol
 
 from wal_core import frames
-from wal_core.errors import IoFailureError, WalError
+from wal_core.errors import CorruptError, IoFailureError, WalError
 from wal_core.limits import SCAN_CHUNK_BYTES
 from wal_daemon.wal.pchannel import PChannel
+from wal_daemon.wal.reorder import scanner_of
 from wal_storage.disk import Buffer
 from wal_storage.walstore.base import LogScanner, Run
 
@@ -53,6 +54,8 @@ class Subscription:
         self._loop = asyncio.get_running_loop()
         self._scanner: LogScanner | None = None
         self._wal = pchannel.wal
+        self._told = 0
+        """The last time tick when the log was read for the last time."""
         self._reading = False
         self._closed = False
         pchannel.listeners.setdefault(vchannel, set()).add(self.wake)
@@ -90,12 +93,13 @@ class Subscription:
         if self._wal is not self._pchannel.wal:
             self._drop_scanner()  # The log was opened anew after a failure.
             self._wal = self._pchannel.wal
+        self._told = self._pchannel.told
         future = self._loop.run_in_executor(self._readers, self._read)
         future.add_done_callback(self._on_read)
 
     def _read(self) -> list[Run]:
         if self._scanner is None:
-            self._scanner = self._wal.scanner(self._vchannel, self._offset)
+            self._scanner = scanner_of(self._wal, self._vchannel, self._offset, self._violated)
         while runs := self._scanner.read():
             # A scanner starts at an index entry, up to a MiB before the row asked for.
             wanted = [run for run in runs if run.end_offset > self._offset]
@@ -121,8 +125,23 @@ class Subscription:
             segment = (run.term, run.first_sequence)
             self._send(segment, [run.data], run.end_offset, run.committed)
         if not runs:
+            if not self._wal.ordered and self._wal is self._pchannel.wal:
+                self._await_tick()
+                return
             self._drop_scanner()
         self.wake()
+
+    def _await_tick(self) -> None:
+        """The row is confirmed, but in an unordered log nobody knows yet what lies before it. The
+        next tick wakes this reader, unless it came while the log was read."""
+        if self._told != self._pchannel.told:
+            self.wake()
+        elif not self._pchannel.owes_tick:
+            error = CorruptError(f"the row of offset {self._offset} is missing in the log")
+            self._finish(frames.pack_error(self._request_id, error))
+
+    def _violated(self) -> None:
+        self._loop.call_soon_threadsafe(self._pchannel.count_violation)
 
     def _send(
         self,
