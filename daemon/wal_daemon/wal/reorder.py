@@ -122,6 +122,7 @@ class _Held:
     def __init__(self) -> None:
         self.runs: list[tuple[int, Run]] | None = []
         """(rows, their run); None: too large to be held."""
+        self.rows = 0
         self.size = 0
 
 
@@ -209,8 +210,11 @@ class OrderedScanner:
 
     def _hold(self, header: Header, run: Run) -> None:
         held = self._open.get(header.txn_id)
-        if held is None or held.runs is None:
-            return  # It began before this reader did: none of its rows is due. Or it is too large.
+        if held is None:
+            return  # It began before this reader did: none of its rows is due.
+        held.rows += header.rows
+        if held.runs is None:
+            return
         if self._size + header.size > self._memory:
             self._size -= held.size
             held.runs, held.size = None, 0
@@ -230,17 +234,15 @@ class OrderedScanner:
         end = commit.first_offset + commit.rows
         if not commit.rows or end <= self._due:
             return
-        if held is None:
-            raise CorruptError(f"transaction {commit.txn_id:016x} has no beginning in the log")
-        offset = commit.first_offset
-        rows = self._fetch(commit) if held.runs is None else iter(held.runs)
-        for count, run in rows:
-            yield from self._deliver(run, offset, count, commit.tso)
-            offset += count
-        if offset != end:
+        found = 0 if held is None else held.rows
+        if held is None or found != commit.rows:
             raise CorruptError(
-                f"transaction {commit.txn_id:016x}: rows up to {end} end at {offset}"
+                f"transaction {commit.txn_id:016x}: {found} of {commit.rows} rows are in the log"
             )
+        offset = commit.first_offset
+        for rows, run in self._fetch(commit) if held.runs is None else held.runs:
+            yield from self._deliver(run, offset, rows, commit.tso)
+            offset += rows
 
     def _fetch(self, commit: Header) -> Iterator[tuple[int, Run]]:
         """The rows of a transaction that was too large to be held, from the log once more."""
