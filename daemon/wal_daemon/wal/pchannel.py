@@ -321,24 +321,24 @@ class PChannel:
         segment = self.wal.tip_id
         plain: dict[int, list[Message]] = {}
         rows: list[tuple[int, Rows]] = []
-        size = 0
+        kept = 0
         for request in requests:
-            size += request.size
+            self.bytes += request.size
             if request.type == _INSERT and not request.txn_id:
+                kept += request.size
                 batches = plain.get(request.vchannel)
                 if batches is None:
                     plain[request.vchannel] = [request]
                 else:
                     batches.append(request)
             elif request.vchannel:
-                size += self._confirm_special(request, segment, plain, rows)
+                kept += self._confirm_special(request, segment, plain, rows)
         for vchannel, batches in plain.items():
             rows.append((vchannel, _plain_rows(segment, batches)))
         for vchannel, some in rows:
             self.rows += some.end_offset - some.first_offset
             self.next_offsets[vchannel] = some.end_offset
         self.batches += len(requests)
-        self.bytes += size
         told = False
         if self._ticks is None:
             self._unproven = requests[-1].type != MessageType.MARK
@@ -346,7 +346,7 @@ class PChannel:
             told = self._ticks.confirmed(requests)
             self._unproven = self._timetick.is_due
         if rows:
-            self.buffer.add(rows, size)
+            self.buffer.add(rows, kept)
             if self._expiry_timer is None:
                 self._expire()
         for vchannel in tuple(self.listeners) if told else dict(rows):

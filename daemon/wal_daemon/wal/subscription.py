@@ -44,7 +44,7 @@ class Subscription:
         request_id: int,
         readers: Executor,
     ) -> None:
-        self._pchannel = pchannel
+        self.pchannel = pchannel
         self._vchannel = vchannel
         self._offset = offset
         self._end = end
@@ -66,9 +66,9 @@ class Subscription:
             if self._end is not None and self._offset >= self._end:
                 self._finish(frames.pack_frame(frames.Kind.END, self._request_id))
                 return
-            if self._offset >= self._pchannel.next_offsets.get(self._vchannel, 0):
+            if self._offset >= self.pchannel.next_offsets.get(self._vchannel, 0):
                 return
-            buffer = self._pchannel.buffer
+            buffer = self.pchannel.buffer
             rows = buffer.read(self._vchannel, self._offset, SCAN_CHUNK_BYTES)
             if rows is None:
                 self._read_log()
@@ -81,19 +81,27 @@ class Subscription:
             committed = (rows.first_offset, rows.committed_tso) if rows.committed_tso else None
             self._send(rows.segment, parts, rows.end_offset, committed)
 
+    @property
+    def lag(self) -> int:
+        """Confirmed rows that are still to be sent."""
+        end = self.pchannel.next_offsets.get(self._vchannel, 0)
+        if self._end is not None:
+            end = min(end, self._end)
+        return max(0, end - self._offset)
+
     def close(self) -> None:
         """Stop; nothing is sent any more."""
         self._closed = True
-        self._pchannel.listeners.get(self._vchannel, set()).discard(self.wake)
+        self.pchannel.listeners.get(self._vchannel, set()).discard(self.wake)
         if not self._reading:
             self._drop_scanner()
 
     def _read_log(self) -> None:
         self._reading = True
-        if self._wal is not self._pchannel.wal:
+        if self._wal is not self.pchannel.wal:
             self._drop_scanner()  # The log was opened anew after a failure.
-            self._wal = self._pchannel.wal
-        self._told = self._pchannel.told
+            self._wal = self.pchannel.wal
+        self._told = self.pchannel.told
         future = self._loop.run_in_executor(self._readers, self._read)
         future.add_done_callback(self._on_read)
 
@@ -125,7 +133,7 @@ class Subscription:
             segment = (run.term, run.first_sequence)
             self._send(segment, [run.data], run.end_offset, run.committed)
         if not runs:
-            if not self._wal.ordered and self._wal is self._pchannel.wal:
+            if not self._wal.ordered and self._wal is self.pchannel.wal:
                 self._await_tick()
                 return
             self._drop_scanner()
@@ -134,14 +142,14 @@ class Subscription:
     def _await_tick(self) -> None:
         """The row is confirmed, but in an unordered log nobody knows yet what lies before it. The
         next tick wakes this reader, unless it came while the log was read."""
-        if self._told != self._pchannel.told:
+        if self._told != self.pchannel.told:
             self.wake()
-        elif not self._pchannel.owes_tick:
+        elif not self.pchannel.owes_tick:
             error = CorruptError(f"the row of offset {self._offset} is missing in the log")
             self._finish(frames.pack_error(self._request_id, error))
 
     def _violated(self) -> None:
-        self._loop.call_soon_threadsafe(self._pchannel.count_violation)
+        self._loop.call_soon_threadsafe(self.pchannel.count_violation)
 
     def _send(
         self,
