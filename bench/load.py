@@ -6,16 +6,18 @@ checked: each offset comes once, and in the end they are dense.
 
 from __future__ import annotations
 
+import itertools
 import select
 import socket
 import struct
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from bench.results import Latencies, quantiles
 from wal_client.endpoint import connect_socket
 from wal_client.sync import connect
 from wal_core import frames
+from wal_core.clock import SystemClock
 from wal_core.message import Encoding, MessageType, message
 from wal_core.names import vchannel_id
 
@@ -46,10 +48,12 @@ def run(
     size: int,
     pipeline: int = 1,
     collections: int = 1,
+    producers: bool | None = None,
 ) -> LoadResult:
     """``requests`` appends of one record of ``size`` bytes, ``pipeline`` in flight on each of
     ``connections`` sockets; spread over so many collections, whose offsets are checked when there
-    is one."""
+    is one. ``producers``: each frame is one of its own, and with True each
+    connection has a producer id and numbers its batches; None: the same frame again and again."""
     with connect(directory) as client:
         names = [
             collection if not number else f"{collection}-{number}" for number in range(collections)
@@ -58,7 +62,11 @@ def run(
         path = client.endpoint.socket
         first = client.call("describe", name=collection)["shards"][0]["next"]
     body = b"x" * size
-    made = [_append_frame(vchannel_id(id, 0), body) for id in ids]
+    share = 3 * requests // connections + pipeline  # Some connections get ahead of others.
+    made = [
+        _frames(vchannel_id(ids[number % len(ids)], 0), body, share, producers)
+        for number in range(connections)
+    ]
     sockets = [_greeted(path) for _ in range(connections)]
     started = time.perf_counter()
     latencies, offsets = _drive(sockets, made, requests, pipeline)
@@ -70,9 +78,25 @@ def run(
     return result
 
 
-def _append_frame(vchannel: int, body: bytes) -> bytes:
-    row = message(MessageType.INSERT, vchannel, body + b"\n", encoding=Encoding.LINES, rows=1)
-    return frames.pack_append(1, row) + bytes(row.body)
+def _frames(vchannel: int, body: bytes, count: int, producers: bool | None) -> Iterator[bytes]:
+    """At least ``count`` frames for one connection, made beforehand."""
+
+    def made(id: int, sequence: int) -> bytes:
+        row = message(
+            MessageType.INSERT,
+            vchannel,
+            body + b"\n",
+            encoding=Encoding.LINES,
+            rows=1,
+            producer_id=id,
+            producer_sequence=sequence,
+        )
+        return frames.pack_append(1, row) + bytes(row.body)
+
+    if producers is None:
+        return itertools.repeat(made(0, 0))
+    id = SystemClock().token() if producers else 0
+    return iter([made(id, sequence + 1) for sequence in range(count)])
 
 
 def _greeted(path: str) -> socket.socket:
@@ -84,15 +108,15 @@ def _greeted(path: str) -> socket.socket:
 
 
 def _drive(
-    sockets: Sequence[socket.socket], made: Sequence[bytes], requests: int, pipeline: int
+    sockets: Sequence[socket.socket], made: Sequence[Iterator[bytes]], requests: int, pipeline: int
 ) -> tuple[list[float], list[int]]:
     poller = select.epoll()
     by_fd = {}
-    frame_of = {}
+    frames_of = {}
     for number, sock in enumerate(sockets):
         poller.register(sock.fileno(), select.EPOLLIN)
         by_fd[sock.fileno()] = sock
-        frame_of[sock.fileno()] = made[number % len(made)]
+        frames_of[sock.fileno()] = made[number]
     clock = time.perf_counter
     sent_at: dict[int, list[float]] = {}
     partial: dict[int, bytes] = {}
@@ -101,7 +125,7 @@ def _drive(
         sent_at[fd] = []
         for _ in range(min(pipeline, left)):
             left -= 1
-            sock.sendall(frame_of[fd])
+            sock.sendall(next(frames_of[fd]))
             sent_at[fd].append(clock())
     latencies: list[float] = []
     offsets: list[int] = []
@@ -127,7 +151,7 @@ def _drive(
             again = min(whole, left)
             if again:
                 left -= again
-                sock.send(frame_of[fd] * again)
+                sock.send(b"".join(itertools.islice(frames_of[fd], again)))
                 waiting += [clock()] * again
     poller.close()
     return latencies, offsets

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from wal_cli.commands import check, collection, config, explain, lifecycle, status
+from wal_cli.commands import check, collection, config, explain, lifecycle, status, txn
 from wal_cli.commands import run as run_command
 from wal_cli.commands.append import append
 from wal_cli.commands.tail import tail
@@ -25,7 +25,7 @@ _RESERVED = frozenset(
     (
         *("backup", "bench", "checkpoint", "cursor", "delete", "doctor", "export", "flush", "get"),
         *("import", "move", "node", "query", "recover", "restore", "search", "segment", "service"),
-        *("shell-init", "sql", "top", "topology", "txn", "upsert"),
+        *("shell-init", "sql", "top", "topology", "upsert"),
     )
 )
 """Commands that later versions have."""
@@ -63,14 +63,14 @@ def _dispatch(argv: list[str]) -> int:
             f"`wal {argv[0]}` is reserved; version {VERSION} does not have it", hint="wal --help"
         )
     rest: list[str] | None = None
-    if argv[:1] == ["run"] and "--" in argv:
+    if (argv[:1] == ["run"] or argv[:2] == ["txn", "run"]) and "--" in argv:
         at = argv.index("--")
         argv, rest = argv[:at], argv[at + 1 :]
     return _invoke(argv or ["--help"], rest)
 
 
 def _invoke(argv: list[str], rest: list[str] | None) -> int:
-    """``rest``: what stands behind ``--`` in `wal run`."""
+    """``rest``: what stands behind ``--`` in `wal run` and `wal txn run`."""
     program = typer.main.get_command(_app())
     if _COMPLETION_VARIABLE in os.environ:
         from typer.completion import completion_init  # type: ignore[attr-defined]
@@ -151,5 +151,6 @@ def _app() -> typer.Typer:
     ):
         app.command(name, cls=Command, rich_help_panel=panel)(function)
     app.add_typer(collection.app, name="collection", rich_help_panel=_DATA)
+    app.add_typer(txn.app, name="txn", rich_help_panel=_DATA)
     app.add_typer(config.app, name="config", rich_help_panel=_HELP)
     return app

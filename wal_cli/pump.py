@@ -14,17 +14,20 @@ import select
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
+from typing import Protocol
 
 from wal_cli.framing import Batch, Framing, Keyed, cut
 from wal_client.producer import Producer
-from wal_client.receipts import Ack
+from wal_client.receipts import Ack, Receipt
 from wal_core.batch import Record
 from wal_core.errors import EXIT_BAD_INPUT, EXIT_OUTCOME_UNKNOWN, WalError
-from wal_core.limits import BATCH_TARGET_BYTES, MIB
+from wal_core.limits import BATCH_TARGET_BYTES, KIB, MIB
 
 BLOCK_BYTES = BATCH_TARGET_BYTES
 """Read at most, before something is sent; a record that is larger gets a larger buffer."""
 _PIPE_BYTES = 1 * MIB
+_COPIED_BYTES = 64 * KIB
+"""Less is copied out of the buffer; for more a new buffer costs less."""
 
 
 class Interrupt:
@@ -84,8 +87,24 @@ class Acknowledged:
         error.details |= {"durable_records": self.records, "resume_at": self.position}
 
 
+class Sends(Protocol):
+    """What a pump sends to."""
+
+    @property
+    def producer(self) -> Producer:
+        """The one whose batches are under way; it may change."""
+
+    @property
+    def gathers(self) -> bool:
+        """Whether small pieces are better kept together."""
+
+    def send(self, batches: Sequence[Batch | Keyed], end: int | None = None) -> None: ...
+
+
 class Sender:
     """Batches to a producer; the condition goes with the first one."""
+
+    gathers = False
 
     def __init__(self, producer: Producer, expect: int) -> None:
         """``expect``: the offset that the first row must get (-1: any)."""
@@ -102,16 +121,25 @@ class Sender:
                 expect, self._expect = self._expect, -1
                 self.producer.encoded(batch.encoding, batch.body, batch.rows, tag, expect)
 
+    def finish(self) -> Receipt:
+        """Wait for all answers."""
+        return self.producer.flush()
+
     def _send_keyed(self, records: list[Record], tag: int | None) -> None:
-        shards: dict[int | None, list[Record]] = {}
-        for record in records:
-            shard = None if record.key is None else self.producer.shard_of(record.key)
-            shards.setdefault(shard, []).append(record)
-        runs = [(shard, run) for shard, rows in shards.items() for run in cut(rows)]
+        runs = runs_of(self.producer, records)
         for number, (shard, run) in enumerate(runs, 1):
             expect, self._expect = self._expect, -1
             last = number == len(runs)
             self.producer.records(run, tag if last else None, shard, expect)
+
+
+def runs_of(producer: Producer, records: list[Record]) -> list[tuple[int | None, list[Record]]]:
+    """Records as batches of (shard, rows): rows with a key go to its shard."""
+    shards: dict[int | None, list[Record]] = {}
+    for record in records:
+        shard = None if record.key is None else producer.shard_of(record.key)
+        shards.setdefault(shard, []).append(record)
+    return [(shard, run) for shard, rows in shards.items() for run in cut(rows)]
 
 
 class Pump:
@@ -121,7 +149,7 @@ class Pump:
         self,
         fd: int,
         framing: Framing,
-        sender: Sender,
+        sender: Sends,
         *,
         first: bytes = b"",
         position: int = 0,
@@ -130,7 +158,6 @@ class Pump:
         self._fd = fd
         self._framing = framing
         self._sender = sender
-        self._producer = producer = sender.producer
         self._position = position
         self._buffer = bytearray(first) + bytearray(BLOCK_BYTES)
         self._size = len(first)
@@ -139,7 +166,7 @@ class Pump:
         self._at_rest.register(fd, select.POLLIN)
         self._under_way = select.poll()
         self._under_way.register(fd, select.POLLIN)
-        self._under_way.register(producer.fileno(), select.POLLIN)
+        self._watched = -1
         with contextlib.suppress(OSError):  # Not a pipe, or over what the user may have.
             fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
 
@@ -153,7 +180,8 @@ class Pump:
         self._under_way.register(interrupt, select.POLLIN)
         ended = False
         while not ended and not interrupt.noticed:
-            if self._whole and (self._size >= BLOCK_BYTES or not self._producer.waiting):
+            at_rest = not (self._producer.waiting or self._sender.gathers)
+            if self._whole and (self._size >= BLOCK_BYTES or at_rest):
                 self._send_whole()
             elif self._input_is_ready():
                 ended = not self._read()
@@ -164,10 +192,19 @@ class Pump:
             self._sender.send(batches, self._position + self._size)
         self._producer.flush()
 
+    @property
+    def _producer(self) -> Producer:
+        return self._sender.producer
+
     def _input_is_ready(self) -> bool:
         """Wait for input, acknowledgements or Ctrl-C, and take the acknowledgements."""
         if not self._producer.waiting:
             return any(fd == self._fd for fd, _ in self._at_rest.poll())
+        if self._producer.fileno() != self._watched:  # It has connected again.
+            if self._watched >= 0:
+                self._under_way.unregister(self._watched)
+            self._watched = self._producer.fileno()
+            self._under_way.register(self._watched, select.POLLIN)
         ready = [fd for fd, _ in self._under_way.poll()]
         if self._producer.fileno() in ready:
             self._producer.poll()
@@ -201,10 +238,17 @@ class Pump:
         whole, size = self._whole, self._size
         if not whole:
             return
+        # What is sent stays as it is until it is answered, for it may have to be sent again.
+        data: bytes | bytearray = self._buffer
+        if whole < _COPIED_BYTES:
+            data = bytes(memoryview(data)[:whole])
+            self._buffer[: size - whole] = self._buffer[whole:size]
+        else:
+            self._buffer = bytearray(max(BLOCK_BYTES, 2 * (size - whole)))
+            self._buffer[: size - whole] = memoryview(data)[whole:size]
         with self._settled():
-            batches = self._framing.batches(self._buffer, whole)
+            batches = self._framing.batches(data, whole)
         self._sender.send(batches, self._position + whole)
-        self._buffer[: size - whole] = self._buffer[whole:size]
         self._position += whole
         self._size = size - whole
         self._whole = 0

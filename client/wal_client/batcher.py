@@ -18,6 +18,7 @@ from wal_core import frames
 from wal_core.batch import Record
 from wal_core.checksum import crc32c
 from wal_core.errors import (
+    JUDGED_IN_ORDER,
     NotReadyError,
     OutcomeUnknownError,
     OutOfSequenceError,
@@ -100,6 +101,7 @@ class Batcher:
         self._sequences = [identity.next_sequence - 1] * len(opened.vchannels)
         self._waiting: deque[_Sent] = deque()
         self._early: dict[int, Frame] = {}
+        self._sent_again: set[int] = set()
         self._batches = 0
 
     def become(self, producer_id: int) -> None:
@@ -204,6 +206,7 @@ class Batcher:
     def unanswered(self) -> list[list[_Buffer]]:
         """The frames to send again over a new connection, in order."""
         self._early.clear()
+        self._sent_again = {sent.request_id for sent in self._waiting}
         return [sent.buffers for sent in self._waiting]
 
     def wants_resend(self, frame: Frame) -> bool:
@@ -258,7 +261,10 @@ class Batcher:
 
     def _refusal(self, answer: Frame) -> WalError:
         error = frames.unpack_error(answer)
-        if error.details.get("outcome_unknown"):
+        tried_before = answer.request_id in self._sent_again
+        if error.details.get("outcome_unknown") or (
+            tried_before and not isinstance(error, JUDGED_IN_ORDER)
+        ):
             return OutcomeUnknownError(
                 f"{error.message} [{error.code}]", cause=error.code, records=self._waiting[0].rows
             )

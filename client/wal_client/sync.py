@@ -140,9 +140,10 @@ class Client:
         on_ack: Callable[[Ack], None] | None = None,
     ) -> Producer:
         """A producer of one collection. ``key`` and ``headers`` go with every row; ``shard``: where
-        rows without a key go (None: the shards in turn). ``identity``: that of a name, whose
-        batches the caller numbers (None: a random one). Raises NotFoundError for a partition that
-        does not exist, and with ``txn`` TxnInvalidStateError outside of its scope."""
+        rows without a key go, modulo the number of shards (None: the shards in turn).
+        ``identity``: that of a name, whose batches the caller numbers (None: a random one). Raises
+        NotFoundError for a partition that does not exist, and with ``txn`` TxnInvalidStateError
+        outside of its scope."""
         if txn is not None:
             txn.check(collection)
         opened = self.open(collection, create=create and txn is None)
@@ -157,18 +158,24 @@ class Client:
             compress=compress,
             buffered=buffered,
             partition=number,
-            shard=shard,
+            shard=None if shard is None else shard % len(opened.vchannels),
             txn_id=0 if txn is None else txn.number,
         )
         return Producer(self, batcher, on_ack, self._clock.token if identity is None else None)
 
-    def named_producer(self, collection: str, name: str, **options: Any) -> Producer:
+    def named_producer(
+        self, collection: str, name: str, *, next_sequence: int = 1, **options: Any
+    ) -> Producer:
         """A producer with a name: it takes the next epoch of it, which fences whoever used the name
-        before, and numbers its batches from 1. ``options``: see ``producer``."""
-        opened = self.open(collection, create=options.get("create", True))
-        id = producer_id("producer", name)
-        epoch = self.call("producer_epoch", collection=opened.name, producer=str(id))
-        return self.producer(collection, identity=Identity(id, epoch + 1), **options)
+        before, and numbers its batches from ``next_sequence``. ``options``: see ``producer``."""
+        self.open(collection, create=options.get("create", True))
+        id, epoch, _ = self._producer_state(collection, name)
+        identity = Identity(id, epoch + 1, next_sequence)
+        return self.producer(collection, identity=identity, **options)
+
+    def last_sequence(self, collection: str, name: str) -> int:
+        """The number of the last batch that a name has written; 0: none."""
+        return self._producer_state(collection, name)[2]
 
     def begin(
         self, *collections: str, keepalive: float = TXN_KEEPALIVE_SECONDS, create: bool = True
@@ -197,6 +204,12 @@ class Client:
     ) -> Iterator[RowBatch]:
         """Batches of rows of all shards, each shard in order. See ``Tail``."""
         return iter(Tail(self, collection, start, until))
+
+    def _producer_state(self, collection: str, name: str) -> tuple[int, int, int]:
+        """(id, epoch, last sequence)."""
+        id = producer_id("producer", name)
+        epoch, sequence = self.call("producer", collection=collection, producer=str(id))
+        return id, epoch, sequence
 
     def _request_once(self, make: Callable[[int], bytes]) -> Frame:
         request_id = self.next_id()

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Self
 from wal_client.receipts import Ack, Receipt
 from wal_core.clock import sleep
 from wal_core.errors import (
+    JUDGED_IN_ORDER,
     NotReadyError,
     OutcomeUnknownError,
     TimedOutError,
@@ -103,15 +104,22 @@ class Transaction:
         """A call that is safe to repeat, until it is answered or the client's timeout is over."""
         deadline = self._client.deadline()
         self._client.connection  # noqa: B018 - Where nobody answers nothing was sent.
+        uncertain = False
         while True:
             try:
                 return self._client.call(operation, **arguments)
-            except (UnreachableError, TimedOutError, NotReadyError) as error:
+            except JUDGED_IN_ORDER:
+                raise
+            except (UnreachableError, TimedOutError) as error:
                 failure: WalError = error
+                uncertain = True
             except WalError as error:
-                if "outcome_unknown" not in error.details:
-                    raise
                 failure = error
+                uncertain = uncertain or "outcome_unknown" in error.details
+                if not uncertain and not isinstance(error, NotReadyError):
+                    raise
+            if self._client.is_over(deadline) and not uncertain:
+                raise failure
             if self._client.is_over(deadline):
                 raise OutcomeUnknownError(
                     f"{failure.message} [{failure.code}]; the commit of {self.id} may have "

@@ -401,6 +401,20 @@ class TimedOutError(WalError):
     retryable = True
 
 
+JUDGED_IN_ORDER = (
+    BadInputError,
+    ExpectationFailedError,
+    NotFoundError,
+    OutOfSequenceError,
+    RecordTooLargeError,
+    TxnExpiredError,
+    TxnInvalidStateError,
+    TxnTooLargeError,
+    UnknownTxnError,
+)
+"""Refusals that the sequencer gives once it knows that the batch was not written before: after one
+of these also an earlier try with a lost answer is known to have left nothing."""
+
 ERRORS: dict[str, type[WalError]] = {
     cls.code: cls for cls in [*WalError.__subclasses__()] if "code" in cls.__dict__
 }

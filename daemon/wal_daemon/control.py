@@ -115,16 +115,18 @@ async def partition(node: Node, arguments: dict[str, Any]) -> int:
     return node.collections.partition(str(arguments["name"]), str(arguments["partition"]))
 
 
-async def producer_epoch(node: Node, arguments: dict[str, Any]) -> int:
-    """The highest epoch with which a producer has written to a collection; -1: none."""
+async def producer(node: Node, arguments: dict[str, Any]) -> list[int]:
+    """Of a producer in a collection: its highest epoch (-1: it never wrote) and the last sequence
+    of that in any shard."""
     collection = node.collections.get(str(arguments["collection"]))
     id = int(arguments["producer"])
-    epoch = -1
+    last = [-1, 0]
     for shard in collection.shards:
         state = node.pchannels[shard.pchannel].vchannels[shard.vchannel]
         known = state.producers_by_id.get(id)
-        epoch = max(epoch, -1 if known is None else known.epoch)
-    return epoch
+        if known is not None:
+            last = max(last, [known.epoch, known.sequence])
+    return last
 
 
 async def txn_begin(node: Node, arguments: dict[str, Any]) -> str:
@@ -140,9 +142,9 @@ async def txn_begin(node: Node, arguments: dict[str, Any]) -> str:
 
 async def txn_commit(node: Node, arguments: dict[str, Any]) -> list[dict[str, Any]]:
     """What the rows got: a map for each shard that has rows of the transaction."""
-    producer = ProducerOf(*map(int, arguments.get("producer", ())))
+    whose = ProducerOf(*map(int, arguments.get("producer", ())))
     expect = int(arguments.get("expect", ANY_OFFSET))
-    committed = await node.transactions.commit(txn_of(arguments["id"]), producer, expect)
+    committed = await node.transactions.commit(txn_of(arguments["id"]), whose, expect)
     return [
         {
             "collection": pchannel.vchannels[one.vchannel].collection,
@@ -195,7 +197,7 @@ OPERATIONS: dict[str, Operation] = {
     "truncate": truncate,
     "alter": alter,
     "partition": partition,
-    "producer_epoch": producer_epoch,
+    "producer": producer,
     "txn_begin": txn_begin,
     "txn_commit": txn_commit,
     "txn_rollback": txn_rollback,

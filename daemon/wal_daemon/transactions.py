@@ -122,7 +122,7 @@ class Transactions:
             finished = _finished_in(part, txn_id)
             if finished is not None and finished.end != End.COMMITTED:
                 await self.roll_back(txn_id)  # What a change of one collection left of the set.
-                raise finished.error("a commit")
+                raise finished.error()
         answers = await self._append(
             parts,
             [
@@ -193,7 +193,7 @@ class Transactions:
         for part in parts:
             finished = _finished_in(part, txn_id)
             if finished is not None:
-                raise finished.error("a keepalive")
+                raise finished.error()
         self._leases.renew(txn_id)
         return self._leases.left(txn_id)
 
@@ -286,7 +286,7 @@ class Transactions:
         for part in parts:
             finished = _finished_in(part, txn_id)
             if finished is not None and finished.end == End.COMMITTED and not missing_ok:
-                raise finished.error("a rollback")
+                raise finished.error()
 
     def _note(self, txn_id: int, part: _Part) -> None:
         parts = self._parts.setdefault(txn_id, [])

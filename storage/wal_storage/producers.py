@@ -52,6 +52,7 @@ class Producer(msgspec.Struct, array_like=True, gc=False):
         raise OutOfSequenceError(
             f"sequence {sequence} is not newer than the last one, {self.sequence}, "
             "and its result is no longer remembered",
+            hint=f"the next sequence is {self.sequence + 1}",
             sequence=sequence,
             last=self.sequence,
         )
@@ -81,6 +82,7 @@ class Producers:
         elif epoch < known.epoch:
             raise ProducerFencedError(
                 f"epoch {known.epoch} of this producer has written; this is epoch {epoch}",
+                hint="stop this process, or open the producer again to take its name back",
                 epoch=known.epoch,
             )
         elif sequence <= known.sequence:
@@ -90,7 +92,10 @@ class Producers:
         else:
             last = known.sequence
         raise OutOfSequenceError(
-            f"sequence {sequence} came where {last + 1} is due", sequence=sequence, last=last
+            f"sequence {sequence} came where {last + 1} is due",
+            hint=f"send sequence {last + 1} first",
+            sequence=sequence,
+            last=last,
         )
 
     def note(self, id: int, epoch: int, result: Result) -> None:

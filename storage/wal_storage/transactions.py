@@ -70,16 +70,16 @@ class Finished(msgspec.Struct, array_like=True, gc=False):
     first_offset: int = -1
     rows: int = 0
 
-    def error(self, what: str) -> WalError:
-        """Why ``what`` (an append, a commit …) is not possible any more."""
+    def error(self) -> WalError:
+        """Why nothing is possible any more with the transaction."""
         if self.end == End.EXPIRED:
-            return TxnExpiredError(f"{what}: the transaction expired and was rolled back")
+            return TxnExpiredError("the transaction expired and was rolled back")
         how = {
             End.COMMITTED: "was committed",
             End.ROLLED_BACK: "was rolled back",
             End.BROKEN: "was rolled back because its collection was changed",
         }
-        return TxnInvalidStateError(f"{what}: the transaction {how[End(self.end)]}")
+        return TxnInvalidStateError(f"the transaction {how[End(self.end)]}")
 
 
 class Txn(msgspec.Struct, array_like=True):

@@ -70,7 +70,7 @@ def test_version_and_help(wal: Wal) -> None:
 
 
 def test_reserved_commands_say_so(wal: Wal) -> None:
-    for args in (["txn", "begin", "demo"], ["flush"], ["doctor"]):
+    for args in (["flush"], ["doctor"]):
         result = wal(*args)
         assert result.status == 2
         assert "[unsupported]" in result.errors

@@ -54,6 +54,22 @@ def test_producer_consumer(tmp_path: Path) -> None:
     ]
 
 
+def test_ci_transaction(tmp_path: Path) -> None:
+    out = _run(tmp_path, PROGRAM, "run", "--", EXAMPLES / "ci_transaction.sh")
+    assert "after the failed run: 0 results" in out
+    assert "after the good run: 2 results, app-1.1.tar.gz" in out
+
+
+def test_exactly_once(tmp_path: Path) -> None:
+    out = _run(tmp_path, PROGRAM, "run", "--", sys.executable, EXAMPLES / "exactly_once.py")
+    assert out.splitlines() == [
+        "the first worker wrote 6 batches and died",
+        "the second one wrote 4",
+        "a third one wrote 0",
+        "100 rows, in order, each once: True",
+    ]
+
+
 def test_the_python_of_the_readme(tmp_path: Path) -> None:
     readme = (EXAMPLES.parent / "README.md").read_text()
     code = readme.partition("```python\n")[2].partition("```")[0]

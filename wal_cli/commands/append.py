@@ -16,17 +16,21 @@ from typing import Annotated, NamedTuple
 import typer
 
 from wal_cli import fast
+from wal_cli.atomic import AtomicSender
 from wal_cli.context import Context
 from wal_cli.framing import Batch, Keyed, cut, framing, pack
 from wal_cli.options import with_context
 from wal_cli.pump import Acknowledged, Interrupt, Pump, Sender
 from wal_cli.render import Progress, print_json
+from wal_client.batcher import Identity
 from wal_client.producer import Producer
 from wal_client.receipts import Receipt
 from wal_client.sync import Client
+from wal_client.txn import Transaction
 from wal_core.batch import Record, check_record_size, type_headers
 from wal_core.clock import SystemClock
 from wal_core.errors import (
+    EXIT_BAD_INPUT,
     EXIT_INTERRUPTED,
     EXIT_OK,
     BadInputError,
@@ -34,8 +38,20 @@ from wal_core.errors import (
     UsageError,
     WalError,
 )
+from wal_core.names import check_name, producer_id
 
 _DISCARD_BYTES = 1 << 20
+
+
+class _Unit(NamedTuple):
+    """What the input is a part of, or is by itself."""
+
+    txn: str | None
+    """The transaction that it joins."""
+    atomic: bool
+    """Whether it is all or nothing."""
+    identity: Identity | None
+    """Whose batch it is, where it is written once however often it is tried."""
 
 
 class _Request(NamedTuple):
@@ -48,6 +64,8 @@ class _Request(NamedTuple):
     expect: int
     buffered: bool
     create: bool
+    partition: str | None
+    unit: _Unit
 
 
 @with_context()
@@ -78,12 +96,30 @@ def append(
         list[str] | None,
         typer.Option("--header", "-H", metavar="K=V", help="Header of every record; repeatable."),
     ] = None,
-    partition: Annotated[str | None, typer.Option("--partition", metavar="P", hidden=True)] = None,
-    txn: Annotated[str | None, typer.Option("--txn", metavar="ID", hidden=True)] = None,
-    atomic: Annotated[bool, typer.Option("--atomic", hidden=True)] = False,
-    producer: Annotated[str | None, typer.Option("--producer", hidden=True)] = None,
-    seq: Annotated[int | None, typer.Option("--seq", hidden=True)] = None,
-    dedup: Annotated[str | None, typer.Option("--dedup", metavar="ID", hidden=True)] = None,
+    partition: Annotated[
+        str | None, typer.Option("--partition", metavar="P", help="Partition of every record.")
+    ] = None,
+    txn: Annotated[
+        str | None,
+        typer.Option("--txn", metavar="ID", help="Join a transaction (WAL_TXN)."),
+    ] = None,
+    atomic: Annotated[
+        bool, typer.Option("--atomic", help="All of the input or nothing, however large it is.")
+    ] = False,
+    producer: Annotated[
+        str | None,
+        typer.Option("--producer", metavar="NAME", help="With --seq: whose input it is."),
+    ] = None,
+    seq: Annotated[
+        int | None,
+        typer.Option(
+            "--seq", metavar="N", min=1, help="Number of this input: written once, one up each."
+        ),
+    ] = None,
+    dedup: Annotated[
+        str | None,
+        typer.Option("--dedup", metavar="ID", help="Write this input once, however often tried."),
+    ] = None,
     expect: Annotated[
         int | None,
         typer.Option("--expect", metavar="OFFSET", min=0, help="Offset the first one must get."),
@@ -97,19 +133,8 @@ def append(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing on success.")] = False,
 ) -> int:
     """Append records and wait until they are on stable storage."""
-    reserved = {
-        "--follow": follow,
-        "--partition": partition is not None,
-        "--txn": txn is not None,
-        "--atomic": atomic,
-        "--producer": producer is not None,
-        "--seq": seq is not None,
-        "--dedup": dedup is not None,
-        "WAL_TXN": context.settings["txn"] is not None,
-    }
-    for name, given in reserved.items():
-        if given:
-            raise UnsupportedError(f"{name} is not in this version yet")
+    if follow:
+        raise UnsupportedError("--follow is not in this version yet")
     if ack not in ("durable", "buffered"):
         raise UsageError(f"--ack {ack!r} is neither durable nor buffered")
     framing(framing_name)
@@ -117,6 +142,8 @@ def append(
         bodies = None
     if bodies and (file is not None or resume_at):
         raise UsageError("records come from arguments or from a file, not from both")
+    unit = _unit(txn or context.settings["txn"], atomic, producer, seq, dedup)
+    _check_unit(unit, expect, resume_at, ack)
     request = _Request(
         collection,
         framing_name,
@@ -125,20 +152,54 @@ def append(
         -1 if expect is None else expect,
         ack == "buffered",
         not no_create,
+        partition,
+        unit,
     )
     if bodies:
         batches = _argument_batches(framing_name, [os.fsencode(body) for body in bodies])
         with context.client() as client:
-            receipt = _append_arguments(client, request, batches)
-        _print(context, receipt, quiet)
+            receipt = _append_arguments(context, client, request, batches)
+        _print(context, receipt, unit, quiet)
         return EXIT_OK
     return _append_stream(context, request, file, resume_at, quiet)
 
 
-def summary(receipt: Receipt) -> str:
+def _unit(
+    txn: str | None, atomic: bool, producer: str | None, seq: int | None, dedup: str | None
+) -> _Unit:
+    if (producer is None) != (seq is None):
+        raise UsageError("--producer and --seq go together")
+    if dedup is not None and producer is not None:
+        raise UsageError("--dedup and --producer both say what is written once; give one")
+    identity = None
+    if producer is not None and seq is not None:
+        identity = Identity(producer_id("producer", check_name(producer, "producer")), 0, seq)
+    elif dedup is not None:
+        if not dedup:
+            raise UsageError("--dedup takes an id")
+        identity = Identity(producer_id("dedup", dedup))
+    return _Unit(txn, atomic or identity is not None, identity)
+
+
+def _check_unit(unit: _Unit, expect: int | None, resume_at: int, ack: str) -> None:
+    """Raises UsageError for flags that do not go together."""
+    if unit.txn is not None and (unit.atomic or expect is not None):
+        raise UsageError(
+            "inside a transaction (--txn or WAL_TXN) there is no --atomic, --producer, --dedup or "
+            "--expect: all of it is the commit's"
+        )
+    if unit.txn is None and not unit.atomic:
+        return
+    if ack == "buffered":
+        raise UsageError("--ack buffered promises nothing; it goes with plain appends only")
+    if resume_at and unit.atomic:
+        raise UsageError("--resume-at: what is written as a whole begins at its beginning")
+
+
+def summary(receipt: Receipt, verb: str = "appended") -> str:
     """``appended 3 to orders  offsets 812..814  tso 451…``; of several ranges each with its
     shard: ``0:812..813,1:90..90``."""
-    done = f"appended {receipt.count} to {receipt.collection}"
+    done = f"{verb} {receipt.count} to {receipt.collection}"
     if not receipt.parts:
         return done
     ranges = [f"{part.first}..{part.last}" for part in receipt.parts]
@@ -148,11 +209,14 @@ def summary(receipt: Receipt) -> str:
     return f"{done}  offsets {','.join(ranges)}  tso {receipt.tso}"
 
 
-def _print(context: Context, receipt: Receipt, quiet: bool) -> None:
+def _print(context: Context, receipt: Receipt, unit: _Unit, quiet: bool) -> None:
     if quiet:
         return
     if context.json:
-        print_json(receipt.as_dict())
+        staged = {} if unit.txn is None else {"txn": unit.txn}
+        print_json(receipt.as_dict() | staged)
+    elif unit.txn is not None:
+        print(f"staged {receipt.count} in {unit.txn}")
     else:
         print(summary(receipt))
 
@@ -181,13 +245,24 @@ def _argument_batches(framing_name: str, bodies: list[bytes]) -> list[Batch | Ke
     return [batch for run in runs for batch in pack([record.body for record in run])]
 
 
-def _producer(client: Client, request: _Request, acknowledged: Acknowledged) -> Producer:
+def _producer(
+    client: Client,
+    request: _Request,
+    acknowledged: Acknowledged,
+    transaction: Transaction | None = None,
+    identity: Identity | None = None,
+    shard: int | None = None,
+) -> Producer:
     producer = client.producer(
         request.collection,
         create=request.create,
         key=request.key,
         headers=request.headers,
         buffered=request.buffered,
+        partition=request.partition,
+        shard=shard,
+        txn=transaction,
+        identity=identity,
         on_ack=acknowledged,
     )
     if request.expect >= 0 and request.key is None and len(producer.opened.vchannels) > 1:
@@ -195,10 +270,43 @@ def _producer(client: Client, request: _Request, acknowledged: Acknowledged) -> 
     return producer
 
 
-def _append_arguments(client: Client, request: _Request, batches: list[Batch | Keyed]) -> Receipt:
-    producer = _producer(client, request, Acknowledged(0))
-    Sender(producer, request.expect).send(batches)
-    return producer.flush()
+def _sender(
+    context: Context, client: Client, request: _Request, acknowledged: Acknowledged
+) -> Sender | AtomicSender:
+    unit = request.unit
+    if not unit.atomic:
+        joined = None if unit.txn is None else Transaction(client, unit.txn)
+        return Sender(_producer(client, request, acknowledged, joined), request.expect)
+    # Rows without a key all go to one shard, so that they are one unit; to the same one when the
+    # command is repeated.
+    shard = SystemClock().token() if unit.identity is None else unit.identity.id
+
+    def make(transaction: Transaction | None, identity: Identity | None) -> Producer:
+        return _producer(client, request, acknowledged, transaction, identity, shard)
+
+    return AtomicSender(client, make, unit.identity, request.expect, context.settings["timeout"])
+
+
+def _append_arguments(
+    context: Context, client: Client, request: _Request, batches: list[Batch | Keyed]
+) -> Receipt:
+    sender = _sender(context, client, request, Acknowledged(0))
+    with _whole_or_not(sender):
+        sender.send(batches)
+        return sender.finish()
+
+
+@contextmanager
+def _whole_or_not(sender: Sender | AtomicSender) -> Iterator[None]:
+    """An atomic input of which something failed is not written at all."""
+    try:
+        yield
+    except BaseException as error:
+        if isinstance(sender, AtomicSender):
+            sender.abort()
+            if isinstance(error, WalError) and error.exit_status == EXIT_BAD_INPUT:
+                error.message += "; nothing was written"
+        raise
 
 
 def _append_stream(
@@ -211,23 +319,27 @@ def _append_stream(
         size = os.fstat(fd).st_size if file is not None else 0
         progress = Progress(SystemClock(), f"append {file}", size - resume_at)
         acknowledged = Acknowledged(resume_at, progress.advance if file is not None else None)
-        producer = _producer(client, request, acknowledged)
+        sender = _sender(context, client, request, acknowledged)
         interrupt = Interrupt()
-        sender = Sender(producer, request.expect)
+        pump = Pump(fd, framing(request.framing), sender, first=first, position=resume_at)
         try:
-            Pump(fd, framing(request.framing), sender, first=first, position=resume_at).run(
-                interrupt
-            )
+            with _whole_or_not(sender):
+                pump.run(interrupt)
+                if interrupt.noticed and isinstance(sender, AtomicSender):
+                    print("wal append: interrupted; nothing was written", file=sys.stderr)
+                    raise KeyboardInterrupt
+                receipt = sender.finish()
         except WalError as error:
-            one_shard = request.key is not None or len(producer.opened.vchannels) == 1
-            acknowledged.explain(error, durable=not request.buffered, one_shard=one_shard)
+            if not request.unit.atomic:
+                one_shard = request.key is not None or len(sender.producer.opened.vchannels) == 1
+                acknowledged.explain(error, durable=not request.buffered, one_shard=one_shard)
             raise
         finally:
             interrupt.close()
             progress.close()
-    _print(context, producer.receipt, quiet)
+    _print(context, receipt, request.unit, quiet)
     if interrupt.noticed:
-        print(_interrupted(producer.receipt, acknowledged), file=sys.stderr)
+        print(_interrupted(receipt, acknowledged), file=sys.stderr)
         return EXIT_INTERRUPTED
     return EXIT_OK
 

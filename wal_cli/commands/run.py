@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -13,6 +12,7 @@ from typing import Any
 
 import typer
 
+from wal_cli.children import environment_of, run_child
 from wal_cli.context import Context
 from wal_cli.lifecycle import failure_of, spawn, wait_until_ready
 from wal_cli.options import with_context
@@ -22,10 +22,6 @@ from wal_core.clock import SystemClock
 from wal_core.errors import EXIT_OK, NodeHeldError, UnreachableError, UsageError, WalError
 from wal_core.settings import Settings, default_socket, resolve
 
-EXIT_NOT_EXECUTABLE = 126
-EXIT_COMMAND_NOT_FOUND = 127
-_FROM_KERNEL = 0x80
-"""si_code SI_KERNEL: the terminal sent the signal, and sent it to the command too."""
 _STOP_SECONDS = 10.0
 
 
@@ -92,25 +88,7 @@ class _Served:
 
     def run(self, command: list[str]) -> int:
         """The command's exit status, as a shell would give it."""
-        environment = os.environ | {
-            "WAL_DIR": self._settings.directory,
-            "WAL_SOCKET": self._settings.socket,
-            "WAL_AUTOSTART": "0",
-        }
-        sys.stdout.flush()
-        passed = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, passed | {signal.SIGCHLD})
-        try:
-            pid = os.posix_spawnp(command[0], command, environment, setsigmask=before)
-            return _wait(pid, passed)
-        except FileNotFoundError:
-            print(f"wal run: {command[0]}: command not found", file=sys.stderr)
-            return EXIT_COMMAND_NOT_FOUND
-        except (PermissionError, OSError) as error:
-            print(f"wal run: {command[0]}: {error.strerror}", file=sys.stderr)
-            return EXIT_NOT_EXECUTABLE
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        return run_child(command, environment_of(self._settings), "wal run")
 
     def _stop(self, process: subprocess.Popen[bytes]) -> int:
         with contextlib.suppress(ProcessLookupError):
@@ -120,18 +98,6 @@ class _Served:
         except subprocess.TimeoutExpired:
             process.kill()
             return process.wait()
-
-
-def _wait(pid: int, passed: set[signal.Signals]) -> int:
-    """Wait for a child and pass signals on to it that others send to us."""
-    while True:
-        ended, status = os.waitpid(pid, os.WNOHANG)
-        if ended:
-            code = os.waitstatus_to_exitcode(status)
-            return code if code >= 0 else 128 - code
-        came = signal.sigwaitinfo(passed | {signal.SIGCHLD})
-        if came.si_signo != signal.SIGCHLD and came.si_code != _FROM_KERNEL:
-            os.kill(pid, came.si_signo)
 
 
 def _settings(context: Context, directory: str) -> Settings:

@@ -190,7 +190,7 @@ class Sequencer:
         if before is not None:
             _repeat(request, (0, before.first_offset, before.rows, before.tso), outcome)
             return False
-        txn = self._transactions.open(vchannel, request.txn_id, "a commit")
+        txn = self._transactions.open(vchannel, request.txn_id)
         if not txn.rows:
             request.producer_id = 0  # Nothing in this shard that could be written twice.
         if request.producer_id:

@@ -76,8 +76,10 @@ class Shards:
     def check_expectation(self, vchannel: VChannelState, request: AppendRequest) -> None:
         """Raises ExpectationFailedError with the true offset."""
         if request.expect not in (ANY_OFFSET, vchannel.next_offset):
+            earlier = min(request.expect, vchannel.next_offset)
             raise ExpectationFailedError(
                 f"offset {request.expect} was expected, the next one is {vchannel.next_offset}",
+                hint=f"wal tail {vchannel.collection} --from {earlier}",
                 expected=request.expect,
                 next=vchannel.next_offset,
             )

@@ -88,16 +88,16 @@ class Transactions:
 
     def stage(self, vchannel: VChannelState, request: AppendRequest, place: Place) -> None:
         """Rows of a transaction, which will lie at ``place``. Renews the lease."""
-        txn = self.open(vchannel, request.txn_id, "an append")
+        txn = self.open(vchannel, request.txn_id)
         txn.check_room(place, request.rows)
         txn.stage(place, request.size, request.rows)
         self._leases.renew(request.txn_id)
 
-    def open(self, vchannel: VChannelState, txn_id: int, what: str) -> Txn:
+    def open(self, vchannel: VChannelState, txn_id: int) -> Txn:
         """A transaction that is open. Raises what became of it otherwise."""
         txn = vchannel.txns.get(txn_id)
         if txn is None:
-            raise self._why_not(vchannel, txn_id, what)
+            raise self._why_not(vchannel, txn_id)
         return txn
 
     def committed(self, vchannel: VChannelState, txn_id: int) -> Finished | None:
@@ -107,7 +107,7 @@ class Transactions:
 
     def commit(self, vchannel: VChannelState, request: AppendRequest) -> None:
         """Give the rows their offsets, and the message its body: where the rows lie."""
-        txn = self.open(vchannel, request.txn_id, "a commit")
+        txn = self.open(vchannel, request.txn_id)
         request.replace(
             message(
                 MessageType.COMMIT_TXN,
@@ -124,14 +124,14 @@ class Transactions:
         self._state.commit(vchannel, request.txn_id, txn.rows, request.tso)
 
     def roll_back(self, vchannel: VChannelState, request: AppendRequest) -> None:
-        self.open(vchannel, request.txn_id, "a rollback")
+        self.open(vchannel, request.txn_id)
         end = decode_rollback(bytes(request.body)).end
         if end == End.EXPIRED and not self._leases.is_over(request.txn_id):
             raise TxnExpiredError("it was renewed in the last moment")  # Nobody sees this one.
         self._state.roll_back(vchannel, request.txn_id, end, request.tso)
 
-    def _why_not(self, vchannel: VChannelState, txn_id: int, what: str) -> WalError:
+    def _why_not(self, vchannel: VChannelState, txn_id: int) -> WalError:
         finished = vchannel.finished.get(txn_id)
         if finished is not None:
-            return finished.error(what)
-        return UnknownTxnError(f"{what}: no transaction {txn_id:016x} in this collection")
+            return finished.error()
+        return UnknownTxnError(f"no transaction {txn_id:016x} in this collection")

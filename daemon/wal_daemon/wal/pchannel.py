@@ -401,7 +401,11 @@ class PChannel:
             if not request.buffered:
                 request.replies.refuse(request, failure, True)
         self._busy = False
-        self.close(failure)
+        self.close(
+            failure
+            if isinstance(failure, FencedError)
+            else NotReadyError(f"the log is read back from the disk after: {failure.message}")
+        )
         self._idle.set()
         self._on_failure(self, failure)
 
