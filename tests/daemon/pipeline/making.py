@@ -156,8 +156,13 @@ class Line:
         state.segment = (1, 1)
         for entry in self.log:
             if isinstance(entry, Rotated):
+                opening = ChannelState.from_snapshot(entry.snapshot)
                 if from_snapshot:
-                    state = ChannelState.from_snapshot(entry.snapshot)
+                    state = opening
+                else:
+                    state.tso = opening.tso
+                    # It forgets the producers that have expired.
+                    assert state.snapshot() == entry.snapshot
                 state.segment = entry.segment
                 state.next_sequence = entry.segment[1] + 1
             else:
