@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import random
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 
 from tests.daemon.rig import Reader, Rig
 from tests.daemon.shuffled_wal import ShuffledScanner, ShuffledWal
-from wal_core.errors import CorruptError, TxnExpiredError, TxnInvalidStateError
+from wal_core.errors import CorruptError, IoFailureError, TxnExpiredError, TxnInvalidStateError
 from wal_core.message import (
     NO_OFFSET,
     Message,
@@ -226,6 +228,43 @@ def test_a_log_that_is_opened_again_gets_the_tick_that_its_former_owner_owed(see
 
     first = ShuffledWal(seed)
     asyncio.run(read(ShuffledWal(seed + 1000, first), *asyncio.run(write(first))))
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_readers_go_on_after_the_storage_was_opened_anew(seed: int) -> None:
+    class FailingWal(ShuffledWal):
+        fails = False
+
+        def append(self, messages: Sequence[Message], confirmed_below: int) -> None:
+            if self.fails:
+                raise OSError(errno.EIO, "it broke")
+            super().append(messages, confirmed_below)
+
+    async def run() -> None:
+        chance = random.Random(seed)
+        wal = FailingWal(seed)
+        rig = Rig(wal, buffer_size=chance.choice((0, 1 << 20)))
+        await rig.create(V1)
+        readers = [Reader(rig, V1, 0), Reader(rig, V1, 0)]
+        readers[1].pause()
+        for number in range(10):
+            await rig.append(V1, [b"before %d" % number])
+        await asyncio.sleep(chance.random() * 2 * DELAY)
+        wal.fails = True
+        with pytest.raises(IoFailureError):
+            await rig.append(V1, [b"never"])
+        assert len(rig.failures) == 1
+        if chance.random() < 0.5:
+            readers[1].resume()
+            await asyncio.sleep(0)
+        again = ShuffledWal(seed + 1000, wal)
+        rig.pchannel.attach(again, again.recover())
+        await asyncio.gather(*(rig.append(V1, [b"after %d" % number]) for number in range(10)))
+        assert len(rig.rows(V1)) == 20
+        await rig.check(readers)
+        await rig.close()
+
+    asyncio.run(run())
 
 
 def test_an_idle_pchannel_gets_no_ticks_and_no_timers() -> None:

@@ -102,6 +102,15 @@ def test_extents_stay_within_their_limit_and_cover_all_rows(seed: int) -> None:
         assert not same or one.end <= other.start, "they overlap"
 
 
+def test_one_extent_too_many_joins_them_in_pairs() -> None:
+    txn = _txn()
+    for number in range(TXN_EXTENTS_MAX + 1):
+        txn.stage(Place(1, 1, 1000 * number), 100, 1)
+    assert len(txn.extents) == TXN_EXTENTS_MAX // 2 + 1
+    assert txn.extents[0] == Extent(1, 1, 0, 1100)
+    assert txn.extents[-1].end == 1000 * TXN_EXTENTS_MAX + 100
+
+
 def test_the_longest_commit_fits_into_the_room_that_is_kept_for_it() -> None:
     largest = [Extent(1 << 40, 1 << 40, (1 << 31) + n, (1 << 31) + n + 1) for n in range(2048)]
     assert len(largest) == TXN_EXTENTS_MAX

@@ -321,9 +321,9 @@ class PChannel:
         segment = self.wal.tip_id
         plain: dict[int, list[Message]] = {}
         rows: list[tuple[int, Rows]] = []
-        kept = 0
+        size = kept = 0
         for request in requests:
-            self.bytes += request.size
+            size += request.size
             if request.type == _INSERT and not request.txn_id:
                 kept += request.size
                 batches = plain.get(request.vchannel)
@@ -339,6 +339,7 @@ class PChannel:
             self.rows += some.end_offset - some.first_offset
             self.next_offsets[vchannel] = some.end_offset
         self.batches += len(requests)
+        self.bytes += size
         told = False
         if self._ticks is None:
             self._unproven = requests[-1].type != MessageType.MARK
