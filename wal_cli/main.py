@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from wal_cli.commands import check, collection, config, explain, lifecycle, status, txn
+from wal_cli.commands import check, collection, config, cursor, explain, lifecycle, status, txn
 from wal_cli.commands import run as run_command
 from wal_cli.commands.append import append
 from wal_cli.commands.tail import tail
@@ -23,7 +23,7 @@ _COMPLETION_VARIABLE = "_WAL_COMPLETE"
 _SWITCHES = frozenset(("--no-autostart",))
 _RESERVED = frozenset(
     (
-        *("backup", "bench", "checkpoint", "cursor", "delete", "doctor", "export", "flush", "get"),
+        *("backup", "bench", "checkpoint", "delete", "doctor", "export", "flush", "get"),
         *("import", "move", "node", "query", "recover", "restore", "search", "segment", "service"),
         *("shell-init", "sql", "top", "topology", "upsert"),
     )
@@ -152,5 +152,6 @@ def _app() -> typer.Typer:
         app.command(name, cls=Command, rich_help_panel=panel)(function)
     app.add_typer(collection.app, name="collection", rich_help_panel=_DATA)
     app.add_typer(txn.app, name="txn", rich_help_panel=_DATA)
+    app.add_typer(cursor.app, name="cursor", rich_help_panel=_DATA)
     app.add_typer(config.app, name="config", rich_help_panel=_HELP)
     return app

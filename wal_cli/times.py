@@ -39,8 +39,8 @@ _TSO_MAX = (1 << 64) - 1
 _OFFSET_MAX = (1 << 63) - 1
 
 
-def parse_from(text: str, now_ms: int) -> From | Mapping[int, From]:
-    """Raises UsageError."""
+def parse_from(text: str, now_ms: int, flag: str = "--from") -> From | Mapping[int, From]:
+    """``flag``: whose value it is. Raises UsageError."""
     if text == "earliest":
         return EARLIEST
     if text == "latest":
@@ -51,7 +51,7 @@ def parse_from(text: str, now_ms: int) -> From | Mapping[int, From]:
         return {shard: from_offset(offset) for shard, offset in _shards(text).items()}
     if (tso := _tso(text)) is not None:
         return From(Start.TSO, tso)
-    return from_ms(_moment_ms(text, now_ms, "--from"))
+    return from_ms(_moment_ms(text, now_ms, flag))
 
 
 def parse_until(text: str, now_ms: int, *, follow: bool) -> Until | Mapping[int, Until]:

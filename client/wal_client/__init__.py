@@ -9,8 +9,11 @@
 
 from typing import TYPE_CHECKING, Any
 
+from wal_client.batcher import Identity
 from wal_client.consumer import Tail
+from wal_client.cursors import Cursor
 from wal_client.endpoint import Endpoint
+from wal_client.groups import Member
 from wal_client.producer import Producer
 from wal_client.ranges import (
     EARLIEST,
@@ -28,11 +31,12 @@ from wal_client.ranges import (
 )
 from wal_client.receipts import Ack, Receipt
 from wal_client.sync import Client, connect
+from wal_client.txn import Transaction
 from wal_core.batch import Record
 from wal_core.errors import WalError
 
 if TYPE_CHECKING:
-    from wal_client.aio import AsyncClient, AsyncProducer, connect_async
+    from wal_client.aio import AsyncClient, AsyncProducer, AsyncTransaction, connect_async
 
 __all__ = [
     "EARLIEST",
@@ -42,14 +46,19 @@ __all__ = [
     "Ack",
     "AsyncClient",
     "AsyncProducer",
+    "AsyncTransaction",
     "Client",
+    "Cursor",
     "Endpoint",
     "From",
+    "Identity",
+    "Member",
     "Producer",
     "Receipt",
     "Record",
     "RowBatch",
     "Tail",
+    "Transaction",
     "Until",
     "WalError",
     "connect",
@@ -64,7 +73,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     """The asyncio half is loaded when it is used: asyncio alone takes longer than all the rest."""
-    if name in ("AsyncClient", "AsyncProducer", "connect_async"):
+    if name in ("AsyncClient", "AsyncProducer", "AsyncTransaction", "connect_async"):
         from wal_client import aio
 
         return getattr(aio, name)

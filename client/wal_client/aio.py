@@ -1,8 +1,13 @@
-"""The asyncio face: concurrent appends and tails over one connection."""
+"""The asyncio face: concurrent appends, tails and transactions over one connection.
+
+A lost connection is made again: requests that may be repeated are, producers send again what is
+under way, tails subscribe again at their next offsets, all of it until the timeout is over.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import os
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -14,13 +19,21 @@ import msgspec
 from wal_client.batcher import Batcher, Identity, Opened, unpack_opened
 from wal_client.endpoint import Endpoint, connect_socket
 from wal_client.ranges import EARLIEST, NOW, From, RowBatch, ShardReader, Until
-from wal_client.receipts import Ack
+from wal_client.receipts import Ack, Receipt, receipts_of
 from wal_core import frames
 from wal_core.batch import Record
 from wal_core.clock import Clock, SystemClock
-from wal_core.errors import NotReadyError, OutcomeUnknownError, TimedOutError, UnreachableError
+from wal_core.errors import (
+    NotFoundError,
+    NotReadyError,
+    OutcomeUnknownError,
+    TimedOutError,
+    UnreachableError,
+    WalError,
+)
 from wal_core.frame_reader import FrameReader
 from wal_core.frames import Frame, Hello, Kind
+from wal_core.limits import PRODUCER_RESULTS_MAX, TXN_KEEPALIVE_SECONDS
 from wal_core.names import vchannel_id
 from wal_core.settings import resolve
 
@@ -58,6 +71,17 @@ class _Protocol(asyncio.BufferedProtocol):
 
     def buffer_updated(self, nbytes: int) -> None:
         self._reader.received(nbytes)
+
+    def expect(self, request_id: int) -> asyncio.Future[Frame]:
+        """The answer to a request that is about to be sent."""
+        future: asyncio.Future[Frame] = asyncio.get_running_loop().create_future()
+        self.futures[request_id] = future
+        return future
+
+    def close(self) -> None:
+        if self.transport is not None:
+            self.transport.close()
+            self.transport = None
 
     async def send(self, buffers: Sequence[bytes | bytearray | memoryview]) -> None:
         if self.transport is None:
@@ -103,6 +127,7 @@ class AsyncClient:
         self._timeout = timeout
         self._clock = clock or SystemClock()
         self._protocol: _Protocol | None = None
+        self._connecting = asyncio.Lock()
         self._ids = itertools.count(1)
 
     async def __aenter__(self) -> Self:
@@ -118,38 +143,80 @@ class AsyncClient:
         await self.close()
 
     async def connect(self) -> None:
-        """Raises UnreachableError, ProtocolError, WrongDirectoryError."""
+        """Raises UnreachableError, ProtocolError, WrongDirectoryError, TimedOutError."""
         loop = asyncio.get_running_loop()
         sock = connect_socket(self.endpoint.socket, self._timeout)
         sock.setblocking(False)
         _, protocol = await loop.create_unix_connection(_Protocol, sock=sock)
+        try:
+            future = protocol.expect(0)
+            await protocol.send([frames.pack_hello()])
+            async with asyncio.timeout(self._timeout):
+                self.hello = frames.unpack_hello_ok(await future)
+            self.endpoint.check(self.hello)
+        except TimeoutError:
+            protocol.close()
+            raise TimedOutError(f"{self.endpoint.socket}: no answer to the hello in time") from None
+        except OSError as error:  # It stops just now.
+            protocol.close()
+            raise UnreachableError(
+                f"{self.endpoint.socket}: the daemon hung up ({error})"
+            ) from None
+        except BaseException:
+            protocol.close()
+            raise
         self._protocol = protocol
-        answer = await self._send(0, [frames.pack_hello()])
-        self.hello = frames.unpack_hello_ok(answer)
-        self.endpoint.check(self.hello)
+
+    async def protocol(self) -> _Protocol:
+        """The connection, made again where it was lost. Raises what ``connect`` does."""
+        async with self._connecting:
+            if self._protocol is None or self._protocol.transport is None:
+                await self.connect()
+        assert self._protocol is not None
+        return self._protocol
 
     async def close(self) -> None:
-        if self._protocol is not None and self._protocol.transport is not None:
-            self._protocol.transport.close()
+        if self._protocol is not None:
+            self._protocol.close()
             await asyncio.sleep(0)
         self._protocol = None
 
+    def deadline(self, since: float | None = None) -> float | None:
+        """When the timeout that begins now (or began at ``since``) is over; None: never."""
+        if self._timeout is None:
+            return None
+        return (asyncio.get_running_loop().time() if since is None else since) + self._timeout
+
+    def is_over(self, deadline: float | None) -> bool:
+        return deadline is not None and asyncio.get_running_loop().time() >= deadline
+
     async def request(self, make: Callable[[int], bytes]) -> Frame:
-        """A request that may be repeated; waits while the node is not ready."""
-        loop = asyncio.get_running_loop()
-        deadline = None if self._timeout is None else loop.time() + self._timeout
+        """A request that may be repeated; waits while the node is not ready, or gone."""
+        deadline = self.deadline()
+        failure: WalError
         while True:
             request_id = self.next_id()
             try:
-                answer = await self._send(request_id, [make(request_id)])
+                protocol = await self.protocol()
+                future = protocol.expect(request_id)
+                await protocol.send([make(request_id)])
+                async with asyncio.timeout(self._timeout):
+                    answer = await future
+                if answer.kind != Kind.ERROR:
+                    return answer
+                failure = frames.unpack_error(answer)
+                if not isinstance(failure, NotReadyError):
+                    raise failure
+            except TimeoutError:
+                raise TimedOutError("the daemon did not answer in time") from None
             except OSError as error:
-                raise UnreachableError(f"the daemon hung up ({error})") from None
-            if answer.kind != Kind.ERROR:
-                return answer
-            refusal = frames.unpack_error(answer)
-            late = deadline is not None and loop.time() >= deadline
-            if not isinstance(refusal, NotReadyError) or late:
-                raise refusal
+                failure = UnreachableError(f"the daemon hung up ({error})")
+            except UnreachableError as error:
+                if self.hello is None:
+                    raise  # Nobody was there from the beginning.
+                failure = error
+            if self.is_over(deadline):
+                raise failure
             await asyncio.sleep(_POLL_SECONDS)
 
     async def call(self, operation: str, **arguments: Any) -> Any:
@@ -167,9 +234,27 @@ class AsyncClient:
         )
         return unpack_opened(name, answer)
 
-    async def producer(self, collection: str, *, create: bool = True) -> AsyncProducer:
-        opened = await self.open(collection, create=create)
-        return AsyncProducer(self, Batcher(opened, Identity(self._clock.token())))
+    async def producer(
+        self, collection: str, *, create: bool = True, txn: AsyncTransaction | None = None
+    ) -> AsyncProducer:
+        """A producer of one collection; with ``txn`` its rows belong to the transaction. Raises
+        TxnInvalidStateError outside of its scope."""
+        if txn is not None:
+            await self.call("txn_check", id=txn.id, collection=collection)
+        opened = await self.open(collection, create=create and txn is None)
+        number = 0 if txn is None else txn.number
+        batcher = Batcher(opened, Identity(self._clock.token()), txn_id=number)
+        return AsyncProducer(self, batcher)
+
+    async def begin(
+        self, *collections: str, keepalive: float = TXN_KEEPALIVE_SECONDS, create: bool = True
+    ) -> AsyncTransaction:
+        """Begin a transaction. ``keepalive``: seconds after which it is rolled back, unless
+        something is appended or it is renewed."""
+        for name in collections:
+            await self.open(name, create=create)
+        id = await self.call("txn_begin", collections=list(collections), keepalive=keepalive)
+        return AsyncTransaction(self, id)
 
     async def tail(
         self,
@@ -177,65 +262,78 @@ class AsyncClient:
         start: From | Mapping[int, From] = EARLIEST,
         until: Until | Mapping[int, Until] = NOW,
     ) -> AsyncIterator[RowBatch]:
-        """Batches of rows of all shards, each shard in order."""
+        """Batches of rows of all shards, each shard in order. Survives a lost connection."""
         opened = await self.open(collection)
-        queue: asyncio.Queue[Frame | Exception] = asyncio.Queue()
-        shards: dict[int, ShardReader] = {}
-        protocol = self._connected()
-        try:
-            for number in range(len(opened.vchannels)):
-                first = start if isinstance(start, From) else start.get(number)
-                last = until if isinstance(until, Until) else until.get(number)
-                if first is None or last is None:
-                    continue
-                request_id = self.next_id()
-                shard = ShardReader(vchannel_id(opened.id, number), first, last, collection)
-                shards[request_id] = shard
-                protocol.queues[request_id] = queue
-                await protocol.send([shard.request(request_id)])
-            while any(not shard.done for shard in shards.values()):
-                frame = await queue.get()
-                if isinstance(frame, OSError):
-                    raise UnreachableError(f"the daemon hung up ({frame})") from None
-                if isinstance(frame, Exception):
-                    raise frame
-                for rows in _take(shards[frame.request_id], frame):
+        shards: list[ShardReader] = []
+        for number in range(len(opened.vchannels)):
+            first = start if isinstance(start, From) else start.get(number)
+            last = until if isinstance(until, Until) else until.get(number)
+            if first is not None and last is not None:
+                shards.append(ShardReader(vchannel_id(opened.id, number), first, last, collection))
+        deadline: float | None = None
+        while any(not shard.done for shard in shards):
+            subscription = _Subscription(self, shards)
+            try:
+                await subscription.begin()
+                async for rows in subscription.rows():
+                    deadline = None
                     yield rows
-        finally:
-            for request_id, shard in shards.items():
-                protocol.queues.pop(request_id, None)
-                if not shard.done and protocol.transport is not None:
-                    await protocol.send([frames.pack_frame(Kind.CANCEL, request_id)])
+            except (OSError, UnreachableError, NotReadyError) as error:
+                now = asyncio.get_running_loop().time()
+                deadline = self.deadline(now) if deadline is None else deadline
+                if self.is_over(deadline):
+                    raise UnreachableError(f"the daemon hung up ({error})") from None
+                await asyncio.sleep(_POLL_SECONDS)
+                if (await self.open(collection)).id != opened.id:
+                    raise NotFoundError(
+                        f"collection {collection!r} was dropped meanwhile"
+                    ) from None
+                for shard in shards:
+                    shard.done = shard.done or shard.is_complete
+            finally:
+                subscription.end()
 
     def next_id(self) -> int:
         return next(self._ids) & 0xFFFFFFFF
 
-    async def exchange(
-        self, request_id: int, buffers: Sequence[bytes | bytearray | memoryview]
-    ) -> Frame:
-        """Send an append once and wait for its answer. Raises OutcomeUnknownError."""
-        try:
-            return await self._send(request_id, buffers)
-        except (OSError, TimedOutError) as error:
-            raise OutcomeUnknownError(f"the append was sent and not answered ({error})") from None
 
-    async def _send(
-        self, request_id: int, buffers: Sequence[bytes | bytearray | memoryview]
-    ) -> Frame:
-        protocol = self._connected()
-        future: asyncio.Future[Frame] = asyncio.get_running_loop().create_future()
-        protocol.futures[request_id] = future
-        await protocol.send(buffers)
-        try:
-            async with asyncio.timeout(self._timeout):
-                return await future
-        except TimeoutError:
-            raise TimedOutError("the daemon did not answer in time") from None
+class _Subscription:
+    """The shards of a tail on one connection."""
 
-    def _connected(self) -> _Protocol:
-        if self._protocol is None:
-            raise UnreachableError("the client is not connected")
-        return self._protocol
+    def __init__(self, client: AsyncClient, shards: Sequence[ShardReader]) -> None:
+        self._client = client
+        self._shards = shards
+        self._queue: asyncio.Queue[Frame | Exception] = asyncio.Queue()
+        self._readers: dict[int, ShardReader] = {}
+        self._protocol: _Protocol | None = None
+
+    async def begin(self) -> None:
+        self._protocol = protocol = await self._client.protocol()
+        for shard in self._shards:
+            if shard.done:
+                continue
+            request_id = self._client.next_id()
+            self._readers[request_id] = shard
+            protocol.queues[request_id] = self._queue
+            await protocol.send([shard.request(request_id)])
+
+    async def rows(self) -> AsyncIterator[RowBatch]:
+        """Until all shards are done. Raises OSError where the connection is lost."""
+        while any(not shard.done for shard in self._readers.values()):
+            frame = await self._queue.get()
+            if isinstance(frame, Exception):
+                raise frame
+            for rows in _take(self._readers[frame.request_id], frame):
+                yield rows
+
+    def end(self) -> None:
+        protocol = self._protocol
+        if protocol is None:
+            return
+        for request_id, shard in self._readers.items():
+            protocol.queues.pop(request_id, None)
+            if not shard.done and protocol.transport is not None:
+                protocol.transport.write(frames.pack_frame(Kind.CANCEL, request_id))
 
 
 class AsyncProducer:
@@ -245,23 +343,125 @@ class AsyncProducer:
         self._client = client
         self._batcher = batcher
         self._acks: dict[int, asyncio.Future[Ack]] = {}
+        self._answers: dict[int, asyncio.Future[Frame]] = {}
+        self._window = asyncio.Semaphore(PRODUCER_RESULTS_MAX)
+        self._sending = asyncio.Lock()
+        self._protocol: _Protocol | None = None
 
     async def append(self, bodies: Sequence[bytes], *, key: bytes | None = None) -> Ack:
-        """Append rows as one batch and wait until they are durable."""
-        loop = asyncio.get_running_loop()
-        request_id = self._client.next_id()
-        acknowledged: asyncio.Future[Ack] = loop.create_future()
-        self._acks[request_id] = acknowledged
-        shard = None if key is None else self._batcher.shard_of(key)
-        rows = [Record(body, key) for body in bodies]
-        buffers = self._batcher.records(request_id, rows, tag=request_id, shard=shard)
+        """Append rows as one batch and wait until they are durable. Raises OutcomeUnknownError
+        where no answer came until the timeout was over, or the daemon's error; the producer is at
+        its end then."""
+        async with self._window:
+            loop = asyncio.get_running_loop()
+            request_id = self._client.next_id()
+            acknowledged: asyncio.Future[Ack] = loop.create_future()
+            self._acks[request_id] = acknowledged
+            shard = None if key is None else self._batcher.shard_of(key)
+            rows = [Record(body, key) for body in bodies]
+            started = loop.time()
+            try:
+                async with self._sending:
+                    # The protocol is the order of the batches: it is chosen with the lock held.
+                    protocol = self._protocol or await self._client.protocol()
+                    self._protocol = protocol
+                    buffers = self._batcher.records(request_id, rows, tag=request_id, shard=shard)
+                    self._answers[request_id] = protocol.expect(request_id)
+                    with contextlib.suppress(OSError):  # Its future tells as well.
+                        await protocol.send(buffers)
+                await self._answered(request_id, protocol, self._client.deadline(started))
+                return await acknowledged
+            finally:
+                self._acks.pop(request_id, None)
+                self._answers.pop(request_id, None)
+
+    async def _answered(self, request_id: int, protocol: _Protocol, deadline: float | None) -> None:
+        """Wait for the answer, over as many connections as it takes."""
+        while True:
+            error: Exception
+            try:
+                async with asyncio.timeout_at(deadline):
+                    answer = await asyncio.shield(self._answers[request_id])
+                if not self._batcher.wants_resend(answer):
+                    for ack in self._batcher.answered(answer):
+                        self._acks[ack.tag].set_result(ack)
+                    refusal = self._batcher.refused()
+                    if refusal is not None:
+                        raise refusal
+                    return
+                error = frames.unpack_error(answer)
+            except (OSError, TimeoutError) as lost:
+                error = lost
+            protocol = await self._recover(protocol, error, deadline)
+
+    async def _recover(
+        self, lost: _Protocol, error: Exception, deadline: float | None
+    ) -> _Protocol:
+        """Send again what is under way over a new connection, unless another append just did."""
+        async with self._sending:
+            while self._protocol is lost:
+                if self._client.is_over(deadline):
+                    raise self._batcher.lost(str(error) or "no answer in time")
+                lost.close()
+                try:
+                    again = await self._client.open(self._batcher.opened.name)
+                    if again.id != self._batcher.opened.id:
+                        raise NotFoundError(f"collection {again.name!r} was dropped meanwhile")
+                    protocol = await self._client.protocol()
+                    for sent_id, buffers in self._batcher.unanswered():
+                        self._answers[sent_id] = protocol.expect(sent_id)
+                        await protocol.send(buffers)
+                    self._protocol = protocol
+                except (OSError, UnreachableError, TimedOutError, NotReadyError) as failure:
+                    error = failure
+                    await asyncio.sleep(_POLL_SECONDS)
+            assert self._protocol is not None
+            return self._protocol
+
+
+class AsyncTransaction:
+    """See ``wal_client.txn``. As a context manager it commits, or rolls back."""
+
+    def __init__(self, client: AsyncClient, id: str) -> None:
+        self.id = id
+        self.number = int(id, 16)
+        self._client = client
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if kind is None:
+            await self.commit()
+        else:
+            await self.rollback()
+
+    async def producer(self, collection: str) -> AsyncProducer:
+        return await self._client.producer(collection, txn=self)
+
+    async def keep_alive(self) -> float:
+        """Renew the lease. Returns the seconds until it ends."""
+        return float(await self._client.call("txn_keepalive", id=self.id))
+
+    async def commit(self) -> dict[str, Receipt]:
+        """Receipts by collection. May be repeated: the answer is the first one's. Raises
+        OutcomeUnknownError where no answer came in time."""
         try:
-            answer = await self._client.exchange(request_id, buffers)
-            for ack in self._batcher.answered(answer):
-                self._acks[ack.tag].set_result(ack)
-            return await acknowledged
-        finally:
-            self._acks.pop(request_id, None)
+            parts = await self._client.call("txn_commit", id=self.id)
+        except (UnreachableError, TimedOutError) as error:
+            raise OutcomeUnknownError(
+                f"{error.message}; the commit of {self.id} may have happened or not",
+                hint=f"wal txn commit {self.id}   gives the answer, and may be repeated",
+            ) from None
+        return receipts_of(parts)
+
+    async def rollback(self) -> None:
+        await self._client.call("txn_rollback", id=self.id)
 
 
 def _take(shard: ShardReader, frame: Frame) -> Sequence[RowBatch]:

@@ -203,11 +203,11 @@ class Batcher:
         self.sent += 1
         return buffers
 
-    def unanswered(self) -> list[list[_Buffer]]:
-        """The frames to send again over a new connection, in order."""
+    def unanswered(self) -> list[tuple[int, list[_Buffer]]]:
+        """(request id, frame) of what is to be sent again over a new connection, in order."""
         self._early.clear()
         self._sent_again = {sent.request_id for sent in self._waiting}
-        return [sent.buffers for sent in self._waiting]
+        return [(sent.request_id, sent.buffers) for sent in self._waiting]
 
     def wants_resend(self, frame: Frame) -> bool:
         """Whether an answer says that batches must be sent again: their bytes were lost on the

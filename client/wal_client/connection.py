@@ -71,9 +71,9 @@ class Connection:
             self._reader.received(size)
         return self._frames.popleft()
 
-    def has_frame(self) -> bool:
-        """Whether ``receive`` would return at once."""
-        return bool(self._frames or self._poll.poll(0))
+    def has_frame(self, seconds: float = 0) -> bool:
+        """Whether ``receive`` would return at once, now or within some seconds."""
+        return bool(self._frames or self._poll.poll(seconds * 1000))
 
     def close(self) -> None:
         self._socket.close()

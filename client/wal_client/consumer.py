@@ -85,9 +85,9 @@ class Tail:
                 continue
             yield from self._take(frame)
 
-    def has_more(self) -> bool:
-        """Whether the next batch is there already."""
-        return self._client.connection.has_frame()
+    def has_more(self, seconds: float = 0) -> bool:
+        """Whether there is something to go on with, now or within some seconds."""
+        return self._client.connection.has_frame(seconds)
 
     def _take(self, frame: Frame) -> Iterator[RowBatch]:
         shard = self._requests.get(frame.request_id)

@@ -6,6 +6,7 @@ sent again, and the daemon answers those that it has written with what they got 
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -48,10 +49,14 @@ class Producer:
         batcher: Batcher,
         on_ack: Callable[[Ack], None] | None,
         new_id: Callable[[], int] | None = None,
+        *,
+        resend: bool = True,
     ) -> None:
-        """``new_id``: gives random ids, for a producer that has no name."""
+        """``new_id``: gives random ids, for a producer that has no name. ``resend``: whether to
+        send again what was not answered; without, a lost connection is an error at once."""
         self.receipt = Receipt(batcher.opened.name)
         self._new_id = new_id
+        self._resend = resend
         self._client = client
         self._batcher = batcher
         self._on_ack = on_ack
@@ -183,7 +188,7 @@ class Producer:
         except OSError as error:
             self._recover(error)
             return
-        if self._batcher.wants_resend(frame):
+        if self._resend and self._batcher.wants_resend(frame):
             self._recover(frames.unpack_error(frame))
             return
         self._answered(frame)
@@ -204,11 +209,13 @@ class Producer:
         """Connect again and send again what is under way, until the client's timeout is over.
 
         Raises OutcomeUnknownError then, and NotFoundError where the collection is gone."""
+        if not self._resend:
+            self._take_what_came()
         deadline = self._client.deadline(self._last_progress)
         pause = 0.0
         while True:
             self._client.close()
-            if self._client.is_over(deadline):
+            if not self._resend or self._client.is_over(deadline):
                 raise self._lost(error)
             sleep(pause)
             pause = _POLL_SECONDS
@@ -217,11 +224,17 @@ class Producer:
                 if again.id != self.opened.id:
                     raise NotFoundError(f"collection {self.opened.name!r} was dropped meanwhile")
                 self._connection = self._client.connection
-                for buffers in self._batcher.unanswered():
+                for _, buffers in self._batcher.unanswered():
                     self._connection.send(buffers)
                 return
             except (OSError, UnreachableError, TimedOutError, NotReadyError) as failure:
                 error = failure
+
+    def _take_what_came(self) -> None:
+        """Answers may lie in the socket of a daemon that is gone."""
+        with contextlib.suppress(OSError):
+            while self._batcher.waiting:
+                self._answered(self._connection.receive())
 
     def _lost(self, error: Exception) -> WalError:
         if isinstance(error, WalError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 
@@ -82,3 +83,14 @@ class Receipt:
             "durable": self.durable,
             "parts": [part.as_dict() for part in self.parts],
         }
+
+
+def receipts_of(parts: Iterable[Mapping[str, Any]]) -> dict[str, Receipt]:
+    """By collection, of what the daemon answers to a commit."""
+    receipts: dict[str, Receipt] = {}
+    for part in parts:
+        name = part["collection"]
+        receipt = receipts.setdefault(name, Receipt(name))
+        first, count, tso = part["first"], part["count"], int(part["tso"])
+        receipt.add(Ack(part["vchannel"], first, count, tso, True, None))
+    return receipts

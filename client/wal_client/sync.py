@@ -13,7 +13,9 @@ import msgspec
 from wal_client.batcher import Batcher, Identity, Opened, unpack_opened
 from wal_client.connection import Connection
 from wal_client.consumer import Tail
+from wal_client.cursors import Cursor
 from wal_client.endpoint import Endpoint
+from wal_client.groups import Member
 from wal_client.producer import Producer
 from wal_client.ranges import EARLIEST, NOW, From, RowBatch, Until
 from wal_client.receipts import Ack, Receipt
@@ -25,9 +27,10 @@ from wal_core.errors import (
     NotReadyError,
     TimedOutError,
     UnreachableError,
+    WalError,
 )
 from wal_core.frames import Frame, Hello, Kind
-from wal_core.limits import TXN_KEEPALIVE_SECONDS
+from wal_core.limits import GROUP_LEASE_SECONDS, TXN_KEEPALIVE_SECONDS
 from wal_core.names import producer_id
 from wal_core.settings import resolve
 
@@ -76,6 +79,10 @@ class Client:
         if self._connection is None:
             self._connection = Connection(self.endpoint, self._timeout)
         return self._connection
+
+    def sibling(self) -> Client:
+        """Another client of the same daemon: requests while this one's connection is in use."""
+        return Client(self.endpoint, timeout=self._timeout, clock=self._clock)
 
     def next_id(self) -> int:
         return next(self._ids) & 0xFFFFFFFF
@@ -137,13 +144,16 @@ class Client:
         shard: int | None = None,
         identity: Identity | None = None,
         txn: Transaction | None = None,
+        resend: bool = True,
         on_ack: Callable[[Ack], None] | None = None,
     ) -> Producer:
         """A producer of one collection. ``key`` and ``headers`` go with every row; ``shard``: where
         rows without a key go, modulo the number of shards (None: the shards in turn).
-        ``identity``: that of a name, whose batches the caller numbers (None: a random one). Raises
-        NotFoundError for a partition that does not exist, and with ``txn`` TxnInvalidStateError
-        outside of its scope."""
+        ``identity``: that of a name, whose batches the caller numbers (None: a random one).
+        ``resend``: send again what was not answered, until the timeout is over.
+
+        Raises NotFoundError for a partition that does not exist, and with ``txn``
+        TxnInvalidStateError outside of its scope."""
         if txn is not None:
             txn.check(collection)
         opened = self.open(collection, create=create and txn is None)
@@ -161,7 +171,8 @@ class Client:
             shard=None if shard is None else shard % len(opened.vchannels),
             txn_id=0 if txn is None else txn.number,
         )
-        return Producer(self, batcher, on_ack, self._clock.token if identity is None else None)
+        new_id = self._clock.token if identity is None else None
+        return Producer(self, batcher, on_ack, new_id, resend=resend)
 
     def named_producer(
         self, collection: str, name: str, *, next_sequence: int = 1, **options: Any
@@ -210,6 +221,36 @@ class Client:
         id = producer_id("producer", name)
         epoch, sequence = self.call("producer", collection=collection, producer=str(id))
         return id, epoch, sequence
+
+    def cursor(
+        self, name: str, collection: str, start: From | Mapping[int, From] = EARLIEST
+    ) -> Cursor:
+        """A named cursor; a new one is placed at ``start``. See ``Cursor``."""
+        return Cursor(self, name, collection, start)
+
+    def member(
+        self,
+        group: str,
+        collection: str,
+        start: From | Mapping[int, From] = EARLIEST,
+        until: Until | Mapping[int, Until] = NOW,
+        *,
+        settle: Callable[[], None] = lambda: None,
+        on_lost: Callable[[WalError], None] = lambda error: None,
+        lease_seconds: float = GROUP_LEASE_SECONDS,
+    ) -> Member:
+        """A member of a group that shares out a collection's shards. See ``Member``."""
+        return Member(
+            self,
+            self._clock,
+            group,
+            collection,
+            start,
+            until,
+            settle=settle,
+            on_lost=on_lost,
+            lease_seconds=lease_seconds,
+        )
 
     def _request_once(self, make: Callable[[int], bytes]) -> Frame:
         request_id = self.next_id()

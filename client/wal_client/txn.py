@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from wal_client.receipts import Ack, Receipt
+from wal_client.receipts import Receipt, receipts_of
 from wal_core.clock import sleep
 from wal_core.errors import (
     JUDGED_IN_ORDER,
@@ -88,13 +88,7 @@ class Transaction:
         arguments: dict[str, Any] = {"id": self.id, "expect": expect}
         if identity is not None:
             arguments["producer"] = [identity.id, identity.epoch, identity.next_sequence]
-        receipts: dict[str, Receipt] = {}
-        for part in self._repeatedly("txn_commit", arguments):
-            name = part["collection"]
-            first, count, tso = part["first"], part["count"], int(part["tso"])
-            receipt = receipts.setdefault(name, Receipt(name))
-            receipt.add(Ack(part["vchannel"], first, count, tso, True, None))
-        return receipts
+        return receipts_of(self._repeatedly("txn_commit", arguments))
 
     def rollback(self) -> None:
         """None of the rows will ever be seen. May be repeated."""

@@ -191,6 +191,33 @@ class FencedError(WalError):
     default_hint = "wal status"
 
 
+class CursorMovedError(WalError):
+    """The cursor is not where this reader left it: somebody else committed, moved or removed it.
+
+    Nothing was saved. Two readers under one cursor name each get all rows; to share the rows out
+    use `wal tail --group`. A commit never moves a cursor back: that is what `wal cursor seek` is
+    for. `wal cursor show NAME` says where it stands.
+    """
+
+    code = "cursor-moved"
+    exit_status = EXIT_PRECONDITION
+    default_hint = "wal cursor show NAME"
+
+
+class MemberFencedError(WalError):
+    """The shards of a group belong to its members, and the request came from nobody who holds them.
+
+    A member that was stopped for longer than its lease, or whose connection broke, is a member no
+    more: its shards went to the others, and what it printed and had not committed comes again
+    there. `wal tail --group` then joins anew by itself. Commits and seeks from outside are refused
+    while a group has members: end them first, then `wal cursor seek`.
+    """
+
+    code = "member-fenced"
+    exit_status = EXIT_PRECONDITION
+    default_hint = "wal cursor show NAME"
+
+
 class OutcomeUnknownError(WalError):
     """The append was sent, and no answer came: it may or may not be in the log.
 
@@ -234,6 +261,18 @@ class RecordTooLargeError(WalError):
     """
 
     code = "record-too-large"
+    exit_status = EXIT_BAD_INPUT
+
+
+class CursorFileError(WalError):
+    """The file given to `--cursor-file` is damaged, or holds a position of another collection.
+
+    Nothing was read, and the file was left as it is. Mend it, or remove it to begin anew at
+    `--from` (default: the first row). It is one JSON object:
+    {"version":1,"collections":{"orders":{"id":1,"created":"2026-…Z","next":{"0":812,"1":90}}}}
+    """
+
+    code = "bad-cursor-file"
     exit_status = EXIT_BAD_INPUT
 
 

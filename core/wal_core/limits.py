@@ -76,6 +76,16 @@ SUBSCRIBER_SOCKET_BUFFER_BYTES = 1 * MIB
 SUBSCRIBER_STALL_SECONDS = 600.0
 """A subscriber that takes nothing for this long is cut with `slow-subscriber`."""
 
+# -- cursors and groups ----------------------------------------------------------------------------
+CURSOR_COMMIT_SECONDS = 1.0
+"""A tail saves its cursor at most this often: each save is an fsync of the catalog."""
+GROUP_LEASE_SECONDS = 10.0
+"""A member that did not renew for so long is taken for dead. It renews three times as often."""
+GROUP_LEASE_MIN_SECONDS = 0.5
+GROUP_LEASE_MAX_SECONDS = 300.0
+MEMBERSHIPS_MAX = 64
+"""Of one connection."""
+
 # -- log -------------------------------------------------------------------------------------------
 SEGMENT_SIZE_BYTES = 64 * MIB
 """Capacity of a log segment: what recovery has to scan at most, and what is lost to preallocation

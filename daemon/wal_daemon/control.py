@@ -6,16 +6,18 @@ import resource
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
-from wal_core.errors import UnknownTxnError, UsageError
+from wal_core.errors import CorruptError, UnknownTxnError, UsageError
 from wal_core.names import vchannel_name
 from wal_core.tso import ms_of, rfc3339
 from wal_core.version import VERSION
+from wal_daemon import cursor_operations
 from wal_daemon.transactions import ProducerOf
 from wal_daemon.wal.requests import ANY_OFFSET
 from wal_storage.catalog.collections import Collection
 
 if TYPE_CHECKING:
     from wal_daemon.node import Node
+    from wal_daemon.server import Connection
 
 Operation = Callable[["Node", dict[str, Any]], Awaitable[Any]]
 
@@ -65,7 +67,11 @@ async def metrics(node: Node, _: dict[str, Any]) -> str:
     """The Prometheus text format."""
     from wal_daemon.metrics import render
 
-    return render(node)
+    try:
+        found = await node.cursors.all()
+    except CorruptError:  # `wal cursor ls` says which; the other metrics are fine.
+        found = []
+    return render(node, [node.cursors.entry(one) for one in found])
 
 
 async def list_collections(node: Node, _: dict[str, Any]) -> list[dict[str, Any]]:
@@ -86,7 +92,7 @@ async def create(node: Node, arguments: dict[str, Any]) -> dict[str, Any]:
 
 async def drop(node: Node, arguments: dict[str, Any]) -> dict[str, Any]:
     described = _describe(node, node.collections.get(str(arguments["name"])))
-    await node.collections.drop(described["collection"])
+    await node.cursors.forget(await node.collections.drop(described["collection"]))
     return described
 
 
@@ -205,13 +211,17 @@ OPERATIONS: dict[str, Operation] = {
     "txn_check": txn_check,
     "txn_list": txn_list,
     "bounds": bounds,
+    **cursor_operations.OPERATIONS,
 }
 WHILE_RECOVERING = frozenset(("status",))
 
 
-def operation(name: object) -> Operation:
-    """Raises UsageError for an unknown one."""
-    found = OPERATIONS.get(name) if isinstance(name, str) else None
+def operation(name: str, connection: Connection) -> Operation:
+    """Raises UsageError for an unknown one. ``connection``: whose request it is."""
+    found = OPERATIONS.get(name)
+    if found is None and name in cursor_operations.MEMBERSHIP:
+        bound = cursor_operations.MEMBERSHIP[name]
+        return lambda node, arguments: bound(node, connection, arguments)
     if found is None:
         raise UsageError(f"no operation {name!r}")
     return found

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 import resource
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, TypeVar
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.exposition import generate_latest
@@ -24,15 +24,17 @@ _Family = TypeVar("_Family", CounterMetricFamily, GaugeMetricFamily)
 _PER_PCHANNEL = ("pchannel",)
 
 
-def render(node: Node) -> str:
+def render(node: Node, cursors: Sequence[dict[str, Any]]) -> str:
+    """``cursors``: their entries, as ``Cursors.entry`` makes them."""
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(_NodeCollector(node))
+    registry.register(_NodeCollector(node, cursors))
     return generate_latest(registry).decode()
 
 
 class _NodeCollector(Collector):
-    def __init__(self, node: Node) -> None:
+    def __init__(self, node: Node, cursors: Sequence[dict[str, Any]]) -> None:
         self._node = node
+        self._cursors = cursors
 
     def collect(self) -> Iterator[Metric]:
         node = self._node
@@ -62,6 +64,22 @@ class _NodeCollector(Collector):
             float(sum(len(one.subscriptions) for one in server.connections)),
         )
         yield from self._pchannels()
+        yield from self._cursor_lags()
+
+    def _cursor_lags(self) -> Iterator[Metric]:
+        lag = GaugeMetricFamily(
+            "wal_cursor_lag_rows", "rows behind a cursor", labels=("cursor", "collection")
+        )
+        members = GaugeMetricFamily(
+            "wal_group_members", "readers of a group", labels=("group", "collection")
+        )
+        for one in self._cursors:
+            labels = [one["cursor"], one["collection"]]
+            lag.add_metric(labels, one["lag"])
+            if count := len(self._node.groups.members(one["cursor"], one["id"])):
+                members.add_metric(labels, count)
+        yield lag
+        yield members
 
     def _pchannels(self) -> Iterator[Metric]:
         counters: list[tuple[str, str, _Read]] = [

@@ -40,6 +40,8 @@ from wal_core.settings import Settings
 from wal_core.version import VERSION
 from wal_daemon import control, ranges
 from wal_daemon.collections import Collections
+from wal_daemon.cursors import Cursors
+from wal_daemon.groups import Groups
 from wal_daemon.pipeline.txn import Leases
 from wal_daemon.server import Connection, Server
 from wal_daemon.transactions import Transactions
@@ -73,6 +75,8 @@ class Node:
         self.collections: Collections
         self._leases = Leases(clock.monotonic)
         self.transactions = Transactions(clock, self._leases, self.spawn)
+        self.cursors: Cursors
+        self.groups: Groups
         self.server: Server
         self._settings = settings
         self._clock = clock
@@ -81,7 +85,8 @@ class Node:
         self._disks: list[Disk] = []
         self._watched: list[Disk] = []
         self._progress: dict[int, tuple[int, int]] = {}
-        self._readers = ThreadPoolExecutor(2, "reader")
+        self.readers = ThreadPoolExecutor(2, "reader")
+        self._cursor_keeper = ThreadPoolExecutor(1, "cursors")
         self._housekeeper = ThreadPoolExecutor(1, "housekeeper")
         self._committers: list[ThreadPoolExecutor] = []
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -146,6 +151,15 @@ class Node:
         await self.collections.rebuild()
         for pchannel in self.pchannels:
             self.transactions.revive(pchannel)
+        self.cursors = Cursors(
+            catalog,
+            self.collections,
+            self.pchannels,
+            self._cursor_keeper,
+            self._clock,
+            self._owns_name,
+        )
+        self.groups = Groups(self._clock, loop)
         if not self._stopping.done():
             self.ready = True
             self.state = "ready"
@@ -185,7 +199,7 @@ class Node:
         self._unlink_socket()
         term.release()
         name_disk.close()
-        for executor in (self._readers, self._housekeeper, *self._committers):
+        for executor in (self.readers, self._cursor_keeper, self._housekeeper, *self._committers):
             executor.shutdown(wait=True, cancel_futures=True)
         log.info("stopped")
 
@@ -219,8 +233,13 @@ class Node:
         """Remove our socket; never that of a daemon that took over. Whoever does so takes the
         node's term first and binds after, so while the term is ours the path is ours."""
         with contextlib.suppress(OSError):
-            if self._name_term is not None and self._name_term.is_current():
+            if self._owns_name():
                 os.unlink(self.socket_path)
+
+    def _owns_name(self) -> bool:
+        """Whether no other daemon took the node's name over. Raises OSError where that cannot be
+        known."""
+        return self._name_term is not None and self._name_term.is_current()
 
     def _open_catalog(self) -> LmdbCatalog:
         path = self._directory.catalog_path
@@ -431,7 +450,7 @@ class Node:
         wanted = ranges.Wanted(*frames.SUBSCRIBE.unpack_from(meta))
         pchannel = self.pchannel_for_append(wanted.vchannel)
         loop = asyncio.get_running_loop()
-        span = await loop.run_in_executor(self._readers, ranges.resolve, pchannel, wanted)
+        span = await loop.run_in_executor(self.readers, ranges.resolve, pchannel, wanted)
         answer = frames.SUBSCRIBED.pack(span.first, span.next)
         connection.send([frames.pack_frame(Kind.SUBSCRIBED, request_id, answer)])
         connection.subscribe(
@@ -443,7 +462,7 @@ class Node:
                 span.end,
                 connection,
                 request_id,
-                self._readers,
+                self.readers,
             ),
         )
 
@@ -452,7 +471,7 @@ class Node:
             name, arguments = msgspec.msgpack.decode(body, type=tuple[str, dict[str, Any]])
         except msgspec.DecodeError as error:
             raise ProtocolError(f"a call that cannot be read: {error}") from None
-        operation = control.operation(name)
+        operation = control.operation(name, connection)
         if name not in control.WHILE_RECOVERING:
             self._require_ready()
 

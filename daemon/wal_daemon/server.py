@@ -99,6 +99,8 @@ class Connection(asyncio.BufferedProtocol):
         self._fd = -1
         self._subscriptions: dict[int, Subscription] = {}
         self.paused = False
+        self.on_lost: dict[str, Callable[[], None]] = {}
+        """What else ends with the connection: memberships in groups, by member."""
         self.peer_pid, self.peer_uid = 0, -1
 
     # -- asyncio -----------------------------------------------------------------------------------
@@ -128,6 +130,8 @@ class Connection(asyncio.BufferedProtocol):
         for subscription in tuple(self._subscriptions.values()):
             subscription.close()
         self._subscriptions.clear()
+        for lost in tuple(self.on_lost.values()):
+            lost()
         self._reader.forget()
 
     def pause_writing(self) -> None:
@@ -270,6 +274,11 @@ class Connection(asyncio.BufferedProtocol):
             self._transport.close()
             self._transport = None
 
+    def abort(self) -> None:
+        """Hang up without sending what is queued: the other side may not read at all."""
+        if self._transport is not None:
+            self._transport.abort()
+
     def _release(self, size: int) -> None:
         """Bytes of an append that is answered are held no more."""
         self._unacknowledged -= size
@@ -296,8 +305,7 @@ class Connection(asyncio.BufferedProtocol):
             "a stalled client is cut",
             extra={"pid": self.peer_pid, "code": SlowSubscriberError.code},
         )
-        if self._transport is not None:
-            self._transport.abort()
+        self.abort()
 
     # -- subscriptions -----------------------------------------------------------------------------
 

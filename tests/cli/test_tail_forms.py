@@ -208,9 +208,10 @@ def test_timestamps_and_times_include_their_rows(ten: Wal) -> None:
         (["c", "-n", "-1"], 2, "usage"),
         (["c", "--framing", "csv"], 2, "usage"),
         (["c", "-o", "text", "--framing", "nul"], 2, "usage"),
-        (["c", "--cursor", "me"], 2, "unsupported"),
-        (["c", "--cursor-file", "me"], 2, "unsupported"),
-        (["c", "--group", "us"], 2, "unsupported"),
+        (["c", "--cursor", "me", "-n", "1"], 2, "usage"),
+        (["c", "--cursor-file", "me", "-n", "1"], 2, "usage"),
+        (["c", "--group", "us", "-n", "1"], 2, "usage"),
+        (["c", "--group", "us", "--cursor", "me"], 2, "usage"),
         ([], 2, "usage"),
     ],
 )

@@ -21,8 +21,11 @@ from wal_core.errors import WalError
 class Ledger:
     """What one test sent and what it was told."""
 
-    def __init__(self, collection: str = "ledger") -> None:
+    def __init__(self, collection: str = "ledger", *, resend: bool = False) -> None:
+        """``resend``: producers send again what was not answered; then nothing may be missing or
+        twice, whatever broke in between."""
         self.collection = collection
+        self._resend = resend
         self.sent: dict[int, list[bytes]] = {}
         self.acknowledged: dict[int, Ack] = {}
         self.producers: list[list[int]] = []
@@ -33,7 +36,7 @@ class Ledger:
         numbers: list[int] = []
         self.producers.append(numbers)
         try:
-            producer = client.producer(self.collection, on_ack=self._on_ack)
+            producer = client.producer(self.collection, on_ack=self._on_ack, resend=self._resend)
             for _ in range(batches):
                 self._send(producer, randomness, numbers)
                 if randomness.random() < 0.3:

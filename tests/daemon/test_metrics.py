@@ -46,10 +46,12 @@ class Metered:
             transactions=self.rig.transactions,
             pchannels=[self.rig.pchannel],
             wals=[self.wal],
+            groups=SimpleNamespace(members=lambda group, collection: ["one", "two"]),
         )
+        cursors = [{"cursor": "me", "collection": "c", "id": 1, "lag": 4}]
         return {
             sample.name: sample.value
-            for family in text_string_to_metric_families(render(node))
+            for family in text_string_to_metric_families(render(node, cursors))
             for sample in family.samples
             if not sample.name.endswith("_created")
         }
@@ -143,6 +145,7 @@ def test_violations_and_the_node_itself(tmp_path: Path) -> None:
         assert (found["wal_accepted_total"], found["wal_refused_total"]) == (7, 3)
         assert found["wal_unacknowledged_bytes"] == 11
         assert found["wal_segments"] == 1
+        assert (found["wal_cursor_lag_rows"], found["wal_group_members"]) == (4, 2)
         await metered.close()
 
     asyncio.run(run())

@@ -70,6 +70,11 @@ def test_exactly_once(tmp_path: Path) -> None:
     ]
 
 
+def test_worker_pool(tmp_path: Path) -> None:
+    out = _run(tmp_path, PROGRAM, "run", "--", sys.executable, EXAMPLES / "worker_pool.py")
+    assert out == "3 workers, one killed: 400 of 400 jobs done\n"
+
+
 def test_the_python_of_the_readme(tmp_path: Path) -> None:
     readme = (EXAMPLES.parent / "README.md").read_text()
     code = readme.partition("```python\n")[2].partition("```")[0]

@@ -6,11 +6,8 @@ What is printed is described in ``wal_cli.rows``, what ``--from`` and ``--until`
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import itertools
-import os
-import select
+import sys
 from collections import deque
 from collections.abc import Iterator, Mapping
 from typing import Annotated, NamedTuple
@@ -19,9 +16,12 @@ import typer
 
 from wal_cli import rows
 from wal_cli.context import Context, is_terminal
+from wal_cli.keeping import FileKeeper, GroupKeeper, Keeper, NamedKeeper
 from wal_cli.options import with_context
+from wal_cli.printing import Printer, Source
 from wal_cli.times import parse_from, parse_until
 from wal_client.consumer import Tail
+from wal_client.groups import Member
 from wal_client.ranges import (
     EARLIEST,
     FOLLOW,
@@ -33,14 +33,12 @@ from wal_client.ranges import (
 )
 from wal_client.sync import Client
 from wal_core.clock import SystemClock
-from wal_core.errors import EXIT_OK, UnsupportedError, UsageError
+from wal_core.errors import EXIT_OK, MemberFencedError, UnsupportedError, UsageError, WalError
 from wal_core.frames import End
-from wal_core.limits import MIB
+from wal_core.names import check_name
 from wal_core.tso import ms_of
 
 _FOLLOW_ROWS = 10
-_WRITE_BYTES = 256 * 1024
-"""What gathers before it is written, unless nothing more is there."""
 
 
 class _Range(NamedTuple):
@@ -72,40 +70,113 @@ def tail(
     count: Annotated[
         int | None, typer.Option("--count", metavar="N", min=0, help="The first N rows.")
     ] = None,
-    cursor: Annotated[str | None, typer.Option("--cursor", metavar="NAME", hidden=True)] = None,
-    cursor_file: Annotated[
-        str | None, typer.Option("--cursor-file", metavar="F", hidden=True)
+    cursor: Annotated[
+        str | None,
+        typer.Option("--cursor", metavar="NAME", help="Read on where this cursor stands."),
     ] = None,
-    group: Annotated[str | None, typer.Option("--group", metavar="G", hidden=True)] = None,
+    cursor_file: Annotated[
+        str | None,
+        typer.Option("--cursor-file", metavar="F", help="The same, kept in a file of yours."),
+    ] = None,
+    group: Annotated[
+        str | None,
+        typer.Option("--group", metavar="G", help="Share the shards with others of the group."),
+    ] = None,
     framing: Annotated[
         str | None,
         typer.Option("--framing", metavar="HOW", help="With -o raw: line, nul, len32 or whole."),
     ] = None,
 ) -> int:
-    """Print rows: up to now, or with -f for ever."""
-    reserved = {"--cursor": cursor, "--cursor-file": cursor_file, "--group": group}
-    for name, given in reserved.items():
-        if given is not None:
-            raise UnsupportedError(f"{name} is not in this version yet")
+    """Print rows: up to now, or with -f for ever.
+
+    A cursor or group is kept as far as rows went to stdout, at most once a second and at the end.
+    Rows are delivered at least once: after kill -9 up to a second of them come again. --from places
+    a new cursor only (default: earliest)."""
+    kept = _the_one(cursor, cursor_file, group)
     if last is not None and start is not None:
         raise UsageError("-n and --from both say where to start")
-    wanted = _range(last, start, until, follow)
+    if last is not None and kept:
+        raise UsageError(f"-n and {kept} both say where to start")
+    wanted = _range(last, start, until, follow, ten=not kept)
     output = _output(context.output, framing)
     raw = rows.raw(framing or ("len32" if output == "len32" else "line"))
+    printer = Printer()
+    names = list(dict.fromkeys(collections))
     with context.client() as client:
-        source = _tail(client, dict.fromkeys(collections), wanted)
+        source, shards = _source(client, names, wanted, printer, cursor, cursor_file, group)
         if output == "text":
-            format = rows.text(
-                with_collection=len(set(collections)) > 1,
-                with_shard=len(source.shards) > len(set(collections)),
-            )
+            format = rows.text(with_collection=len(names) > 1, with_shard=shards > len(names))
         else:
             format = rows.ndjson if output == "ndjson" else raw
-        _copy(source, format, count)
+        with printer.keeper:
+            printer.copy(source, format, count)
     return EXIT_OK
 
 
-def _range(last: int | None, start: str | None, until: str | None, follow: bool) -> _Range:
+def _the_one(cursor: str | None, cursor_file: str | None, group: str | None) -> str | None:
+    """The flag that says where the position is kept."""
+    flags = {"--cursor": cursor, "--cursor-file": cursor_file, "--group": group}
+    given = [flag for flag, value in flags.items() if value is not None]
+    if len(given) > 1:
+        raise UsageError(f"{given[0]} and {given[1]} both say where the position is kept")
+    if cursor is not None:
+        check_name(cursor, "cursor")
+    if group is not None:
+        check_name(group, "group")
+    return given[0] if given else None
+
+
+def _source(
+    client: Client,
+    collections: list[str],
+    wanted: _Range,
+    printer: Printer,
+    cursor: str | None,
+    cursor_file: str | None,
+    group: str | None,
+) -> tuple[Source, int]:
+    """What to read, and of how many shards; the printer is given who keeps the position."""
+    if group is not None:
+        member = _member(client, group, collections, wanted, printer)
+        return member, member.shards
+    keeper: Keeper | None = None
+    if cursor is not None:
+        keeper = NamedKeeper(client, cursor, collections, wanted.start)
+    elif cursor_file is not None:
+        keeper = FileKeeper(client, cursor_file, collections, wanted.start)
+    tail = _tail(client, collections, wanted, keeper)
+    if keeper is not None:
+        printer.keeper = keeper
+    return tail, len(tail.shards)
+
+
+def _member(
+    client: Client, group: str, collections: list[str], wanted: _Range, printer: Printer
+) -> Member:
+    def lost(error: WalError) -> None:
+        keeper.forget()
+        if isinstance(error, MemberFencedError):
+            print(
+                f"wal tail: group {group!r}: {error.message}; it joins again, and what it printed "
+                "last may come twice",
+                file=sys.stderr,
+                flush=True,
+            )
+
+    first, *others = collections
+    member = client.member(
+        group, first, wanted.start, wanted.until, settle=printer.settle, on_lost=lost
+    )
+    for name in others:
+        member.add(name, wanted.start, wanted.until)
+    printer.keeper = keeper = GroupKeeper(member)
+    return member
+
+
+def _range(
+    last: int | None, start: str | None, until: str | None, follow: bool, *, ten: bool
+) -> _Range:
+    """``ten``: start ten rows before the end, where a follower is not told where."""
     now_ms = SystemClock().wall_ms()
     end: Until | Mapping[int, Until] = FOLLOW if follow else NOW
     if until is not None:
@@ -114,7 +185,7 @@ def _range(last: int | None, start: str | None, until: str | None, follow: bool)
             raise UnsupportedError("-f up to a time to come is not in this version yet")
     if start is not None:
         return _Range(parse_from(start, now_ms), end, None)
-    if last is None and follow:
+    if last is None and follow and ten:
         last = _FOLLOW_ROWS
     return _Range(EARLIEST, end, last)
 
@@ -129,11 +200,14 @@ def _output(asked: str | None, framing: str | None) -> str:
     return "ndjson" if asked == "json" else asked
 
 
-def _tail(client: Client, collections: Mapping[str, None], wanted: _Range) -> Tail:
+def _tail(client: Client, collections: list[str], wanted: _Range, keeper: Keeper | None) -> Tail:
+    """``keeper``: whose position comes before what is wanted."""
     tail: Tail | None = None
     for name in collections:
         start = wanted.start
-        if wanted.last is not None:
+        if keeper is not None:
+            start = keeper.start(name)
+        elif wanted.last is not None:
             start = _last_rows(client, name, wanted.last, wanted.until)
         if tail is None:
             tail = Tail(client, name, start, wanted.until)
@@ -176,55 +250,3 @@ def _last_pieces(tail: Tail, count: int) -> Iterator[tuple[int, int, int, int]]:
         while rows[batch.shard] - shard[0][3] >= count:
             rows[batch.shard] -= shard.popleft()[3]
     return itertools.chain.from_iterable(kept.values())
-
-
-def _copy(source: Tail, format: rows.Format, count: int | None) -> None:
-    """Print what comes; ``count``: rows in all. Each row is written before the next is waited for.
-
-    Raises BrokenPipeError."""
-    out = _Out()
-    left = count
-    if left == 0:
-        return
-    for batch in source:
-        if left is not None:
-            batch.limit(left)
-            left -= batch.count
-        out.write(format(batch))
-        if left == 0:
-            break
-        if not source.has_more():
-            out.flush()
-    out.flush()
-
-
-class _Out:
-    """stdout as a descriptor: large pieces go straight through, small ones gather."""
-
-    def __init__(self) -> None:
-        self._parts: list[bytes | memoryview] = []
-        self._size = 0
-        with contextlib.suppress(OSError):  # No pipe, or over what the user may have.
-            fcntl.fcntl(1, fcntl.F_SETPIPE_SZ, MIB)
-
-    def write(self, data: bytes | memoryview) -> None:
-        self._parts.append(data)
-        self._size += len(data)
-        if self._size >= _WRITE_BYTES:
-            self.flush()
-
-    def flush(self) -> None:
-        parts, self._parts, self._size = self._parts, [], 0
-        if parts:
-            _write_all(parts[0] if len(parts) == 1 else b"".join(parts))
-
-
-def _write_all(data: bytes | memoryview) -> None:
-    left = memoryview(data)
-    while left:
-        try:
-            left = left[os.write(1, left) :]
-        except BlockingIOError:  # Somebody else made our stdout non-blocking.
-            poll = select.poll()
-            poll.register(1, select.POLLOUT)
-            poll.poll()

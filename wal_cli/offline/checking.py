@@ -45,7 +45,7 @@ class Problem(NamedTuple):
     Kinds: ``damage`` (bytes are not what was written), ``missing`` (a file), ``chain`` (a segment
     does not follow from the one before), ``state`` (offsets do not follow); ``torn`` (the next
     start will cut it), ``cut`` (a start has cut it: possibly acknowledged), ``footer`` (readers do
-    without it), ``catalog`` (rebuilt at the next start)."""
+    without it), ``catalog`` (rebuilt at the next start), ``cursor`` (to be removed by hand)."""
 
     kind: str
     file: str
@@ -133,6 +133,7 @@ def check_logs(
 def check_catalog(directory: DataDirectory, report: Report) -> None:
     """Compare the catalog with what the logs say. Only while no daemon runs."""
     from wal_storage.catalog import collections as family
+    from wal_storage.catalog import cursors
     from wal_storage.catalog.lmdb import LmdbCatalog
 
     if not os.path.isdir(directory.catalog_path) or len(report.states) < len(directory.pchannels()):
@@ -144,6 +145,11 @@ def check_catalog(directory: DataDirectory, report: Report) -> None:
                 one.name: {shard.vchannel: 0 for shard in one.shards}
                 for one in family.read_all(catalog).values()
             }
+            try:
+                cursors.read_all(catalog)
+            except CorruptError as error:
+                problem = f"{error}; wal cursor rm NAME COLLECTION"
+                report.problems.append(Problem("cursor", "catalog/data.mdb", None, problem))
         finally:
             catalog.close()
     except (CorruptError, ValueError) as error:
