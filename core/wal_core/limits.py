@@ -123,6 +123,11 @@ WRITE_AHEAD_BUFFER_SECONDS = 30.0
 SCAN_CHUNK_BYTES = 1 * MIB
 SCAN_AHEAD_BYTES = 8 * MIB
 """How far the kernel is asked to read ahead of a scanner."""
+TICK_INTERVAL_BYTES = 8 * MIB
+"""After so much log a time tick follows at once, where messages land out of order."""
+REORDER_MAX_BYTES = 64 * MIB
+"""What a reader of such a log holds until the next time tick: more than the interval, the group
+that came before the tick and the group that brought it."""
 SEND_BUFFER_HIGH_BYTES = 2 * MIB
 """A subscriber's socket buffer in the daemon; above it the subscriber is served no more."""
 

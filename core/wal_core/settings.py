@@ -8,7 +8,12 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from wal_core.errors import ConfigError
-from wal_core.limits import PCHANNELS, SEGMENT_SIZE_BYTES, WRITE_AHEAD_BUFFER_BYTES
+from wal_core.limits import (
+    PCHANNELS,
+    SEGMENT_SIZE_BYTES,
+    WRITE_AHEAD_BUFFER_BYTES,
+    WRITE_AHEAD_BUFFER_SECONDS,
+)
 from wal_core.names import check_name
 
 SYSTEM_FILE = "/etc/wal/wal.toml"
@@ -34,6 +39,9 @@ SETTINGS: dict[str, Setting] = {
     "pchannels": Setting(int, PCHANNELS, "", "logs that a new data directory gets"),
     "segment_size": Setting(int, SEGMENT_SIZE_BYTES, "", "bytes of a log segment"),
     "buffer_size": Setting(int, WRITE_AHEAD_BUFFER_BYTES, "", "bytes of the write-ahead buffer"),
+    "buffer_seconds": Setting(
+        float, WRITE_AHEAD_BUFFER_SECONDS, "", "how long the write-ahead buffer keeps rows"
+    ),
     "log_level": Setting(str, "info", "", "debug, info, warning or error"),
 }
 
@@ -43,6 +51,7 @@ _BOUNDS: dict[str, tuple[float, float]] = {
     "pchannels": (1, 1024),
     "segment_size": (4096, 1 << 31),  # Positions in a segment are u32 (docs/format.md).
     "buffer_size": (0, 1 << 40),
+    "buffer_seconds": (0, 1e9),
 }
 """Least and most of a number; nan is within none."""
 

@@ -36,7 +36,7 @@ async def status(node: Node, _: dict[str, Any]) -> dict[str, Any]:
         "cpu_seconds": round(usage.ru_utime + usage.ru_stime, 3),
         "memory_bytes": usage.ru_maxrss * 1024,
         "connections": len(node.server.connections),
-        "subscriptions": sum(one.subscriptions for one in node.server.connections),
+        "subscriptions": sum(len(one.subscriptions) for one in node.server.connections),
         "collections": len(node.collections.by_name) if node.ready else 0,
         "open_transactions": node.transactions.open,
         "pchannels": [_pchannel(node, number) for number in range(len(node.pchannels))],

@@ -6,9 +6,10 @@ pays nothing. Imported on the first request only.
 
 from __future__ import annotations
 
+import math
 import resource
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.exposition import generate_latest
@@ -16,7 +17,10 @@ from prometheus_client.registry import Collector, CollectorRegistry
 
 if TYPE_CHECKING:
     from wal_daemon.node import Node
+    from wal_daemon.wal.pchannel import PChannel
 
+_Read = Callable[["PChannel"], float]
+_Family = TypeVar("_Family", CounterMetricFamily, GaugeMetricFamily)
 _PER_PCHANNEL = ("pchannel",)
 
 
@@ -51,10 +55,18 @@ class _NodeCollector(Collector):
         yield CounterMetricFamily(
             "wal_cpu_seconds", "processor time used", usage.ru_utime + usage.ru_stime
         )
+        yield GaugeMetricFamily(
+            "wal_open_transactions", "open transactions", float(node.transactions.open)
+        )
+        yield GaugeMetricFamily(
+            "wal_subscriptions",
+            "running subscriptions",
+            float(sum(len(one.subscriptions) for one in server.connections)),
+        )
         yield from self._pchannels()
-        yield from self._lags()
+        yield from self._cursor_lags()
 
-    def _lags(self) -> Iterator[Metric]:
+    def _cursor_lags(self) -> Iterator[Metric]:
         lag = GaugeMetricFamily(
             "wal_cursor_lag_rows", "rows behind a cursor", labels=("cursor", "collection")
         )
@@ -70,31 +82,73 @@ class _NodeCollector(Collector):
         yield members
 
     def _pchannels(self) -> Iterator[Metric]:
-        channels = self._node.pchannels
-        counters = {
-            "wal_append_batches": ("batches confirmed", "batches"),
-            "wal_append_rows": ("rows confirmed", "rows"),
-            "wal_append_bytes": ("body bytes confirmed", "bytes"),
-            "wal_commits": ("group commits: one write and one fdatasync each", "commits"),
-            "wal_commit_seconds": ("time spent in group commits", "commit_seconds"),
-        }
-        for name, (text, attribute) in counters.items():
-            family = CounterMetricFamily(name, text, labels=_PER_PCHANNEL)
-            for one in channels:
-                family.add_metric([str(one.number)], getattr(one, attribute))
-            yield family
-        for name, text, attribute in (
-            ("wal_buffer_hits", "reads served by the write-ahead buffer", "hits"),
-            ("wal_buffer_misses", "reads that went to the log", "misses"),
-        ):
-            family = CounterMetricFamily(name, text, labels=_PER_PCHANNEL)
-            for one in channels:
-                family.add_metric([str(one.number)], getattr(one.buffer, attribute))
-            yield family
-        size = GaugeMetricFamily("wal_buffer_bytes", "write-ahead buffer", labels=_PER_PCHANNEL)
-        segments = GaugeMetricFamily("wal_segments", "log segments", labels=_PER_PCHANNEL)
-        for number, one in enumerate(channels):
-            size.add_metric([str(number)], one.buffer.size)
-            segments.add_metric([str(number)], len(self._node.wals[number].segments))
-        yield size
-        yield segments
+        counters: list[tuple[str, str, _Read]] = [
+            ("wal_append_batches", "messages confirmed", lambda one: one.batches),
+            ("wal_append_rows", "rows confirmed", lambda one: one.rows),
+            ("wal_append_bytes", "bytes confirmed, headers included", lambda one: one.bytes),
+            (
+                "wal_commits",
+                "group commits: one write and one fdatasync each",
+                lambda one: one.commits,
+            ),
+            ("wal_commit_seconds", "time spent in group commits", lambda one: one.commit_seconds),
+            (
+                "wal_buffer_hits",
+                "reads served by the write-ahead buffer",
+                lambda one: one.buffer.hits,
+            ),
+            ("wal_buffer_misses", "reads that went to the log", lambda one: one.buffer.misses),
+            (
+                "wal_reorder_violations",
+                "messages that landed behind a time tick which had excluded them",
+                lambda one: one.reorder_violations,
+            ),
+        ]
+        gauges: list[tuple[str, str, _Read]] = [
+            ("wal_buffer_bytes", "write-ahead buffer", lambda one: one.buffer.size),
+            (
+                "wal_buffer_hit_ratio",
+                "share of reads served by the write-ahead buffer since the start",
+                _hit_ratio,
+            ),
+            (
+                "wal_staged_bytes",
+                "rows of open transactions in memory",
+                lambda one: one.staged_bytes,
+            ),
+            (
+                "wal_subscription_lag_rows",
+                "confirmed rows that the slowest subscription was not sent yet",
+                self._lag,
+            ),
+            (
+                "wal_segments",
+                "log segments",
+                lambda one: len(self._node.wals[one.number].segments),
+            ),
+        ]
+        for name, text, read in counters:
+            yield self._family(CounterMetricFamily(name, text, labels=_PER_PCHANNEL), read)
+        for name, text, read in gauges:
+            yield self._family(GaugeMetricFamily(name, text, labels=_PER_PCHANNEL), read)
+
+    def _family(self, family: _Family, read: _Read) -> _Family:
+        for one in self._node.pchannels:
+            family.add_metric([str(one.number)], read(one))
+        return family
+
+    def _lag(self, pchannel: PChannel) -> int:
+        lags = (
+            subscription.lag
+            for connection in self._node.server.connections
+            for subscription in connection.subscriptions
+            if subscription.pchannel is pchannel
+        )
+        return max(lags, default=0)
+
+
+def _hit_ratio(pchannel: PChannel) -> float:
+    """NaN before the first read: neither good nor bad."""
+    buffer = pchannel.buffer
+    reads = buffer.hits + buffer.misses
+    return buffer.hits / reads if reads else math.nan

@@ -288,7 +288,11 @@ class Node:
     def _add_pchannel(
         self, number: int, wal: FileWal, recovered: Recovered, committer: ThreadPoolExecutor
     ) -> None:
-        buffer = WriteAheadBuffer(self._clock.monotonic, self._settings["buffer_size"])
+        buffer = WriteAheadBuffer(
+            self._clock.monotonic,
+            self._settings["buffer_size"],
+            self._settings["buffer_seconds"],
+        )
         self.wals.append(wal)
         self.pchannels.append(
             PChannel(

@@ -11,7 +11,7 @@ import logging
 import os
 import socket
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Protocol, cast
 
 from wal_core import frames
@@ -310,8 +310,9 @@ class Connection(asyncio.BufferedProtocol):
     # -- subscriptions -----------------------------------------------------------------------------
 
     @property
-    def subscriptions(self) -> int:
-        return len(self._subscriptions)
+    def subscriptions(self) -> Collection[Subscription]:
+        """Those that run."""
+        return self._subscriptions.values()
 
     def subscribe(self, request_id: int, make: Callable[[], Subscription]) -> None:
         """Start a subscription under a request id that is not in use."""

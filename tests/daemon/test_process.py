@@ -239,3 +239,21 @@ def test_a_folder_with_other_files_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match=r"holds other files and no log \[config\]"):
         Daemon(folder)
     assert [path.name for path in folder.iterdir()] == ["thesis.txt"]
+
+
+def test_the_age_of_the_write_ahead_buffer_is_a_setting(tmp_path: Path) -> None:
+    config = tmp_path / "wal.toml"
+    config.write_text("buffer_seconds = 0.1\n")
+    daemon = Daemon(tmp_path / "wal", "--config", str(config))
+    try:
+        with daemon.client() as client:
+            client.append("aging", [b"row"])
+            for _ in range(100):  # By default it would stay for 30 s.
+                if 'wal_buffer_bytes{pchannel="0"} 0.0' in client.call("metrics"):
+                    break
+                time.sleep(0.1)
+            else:
+                raise AssertionError("the row is still in the buffer")
+            assert [batch.count for batch in client.tail("aging", until=NOW)] == [1]
+    finally:
+        daemon.stop()

@@ -46,9 +46,10 @@ def test_flag_over_environment_over_user_over_machine_over_default(
 
 def test_a_named_file_stands_in_for_both(home: dict[str, str], tmp_path: Path) -> None:
     other = tmp_path / "other.toml"
-    other.write_text("pchannels = 7\n")
+    other.write_text("pchannels = 7\nbuffer_seconds = 5\n")
     found = resolve({}, home, str(other))
     assert found.values["pchannels"] == (7, str(other))
+    assert found.values["buffer_seconds"] == (5.0, str(other))
     assert found.values["node"] == ("main", "default")
     with pytest.raises(ConfigError, match="no such file"):
         resolve({}, home, str(tmp_path / "missing"))
@@ -84,6 +85,8 @@ def test_booleans(text: str, value: bool) -> None:
         ({"timeout": -1.0}, {}, "flag"),
         ({"pchannels": 0}, {}, "pchannels"),
         ({"segment_size": 1 << 33}, {}, "segment_size"),
+        ({"buffer_size": -1}, {}, "buffer_size"),
+        ({"buffer_seconds": -0.5}, {}, "buffer_seconds"),
         ({"dir": ""}, {}, "dir is empty"),
     ],
 )

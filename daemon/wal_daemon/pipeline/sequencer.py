@@ -23,6 +23,7 @@ from wal_storage.transactions import Place
 
 _INSERT = int(MessageType.INSERT)
 _COMMIT = int(MessageType.COMMIT_TXN)
+_TIME_TICK = int(MessageType.TIME_TICK)
 _OF_A_TXN = frozenset(
     map(int, (MessageType.BEGIN_TXN, MessageType.COMMIT_TXN, MessageType.ROLLBACK_TXN))
 )
@@ -137,7 +138,10 @@ class Sequencer:
                 return self._rows(vchannel, request, outcome, place)
             if kind in _OF_A_TXN:
                 return self._transaction(living(vchannel), request, outcome, sequence)
-            if request.vchannel:
+            if kind == _TIME_TICK:
+                # What it promises, not its own place: the rest of its group may land before it.
+                request.tso = self._timetick.confirmed
+            elif request.vchannel:
                 self._shards.change(vchannel, request)
         except WalError as error:
             outcome.refused.append((request, error))

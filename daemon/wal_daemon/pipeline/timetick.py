@@ -21,6 +21,8 @@ class TimeTick:
         self._acknowledged: set[int] = set()
         self.confirmed = source.last
         """The watermark: no message at or below it will appear any more."""
+        self.written = source.last
+        """The highest timestamp of a confirmed message that is no tick."""
         self.told = source.last
         """The last tick that went into the log."""
 
@@ -37,7 +39,7 @@ class TimeTick:
     @property
     def is_due(self) -> bool:
         """Whether a tick would tell readers something."""
-        return self.confirmed > self.told
+        return self.written > self.told
 
     def begin(self, count: int) -> int:
         """The first of ``count`` timestamps, under way until ``done`` is called with it."""

@@ -43,11 +43,13 @@ from wal_daemon.wal.requests import (
     own_request,
 )
 from wal_daemon.wal.staged import Staged
+from wal_daemon.wal.ticks import Ticks
 from wal_storage.log.format import SegmentId
 from wal_storage.state import VChannelState
 from wal_storage.walstore.base import Recovered, WalStorage
 
 _INSERT = int(MessageType.INSERT)
+_TIME_TICK = int(MessageType.TIME_TICK)
 log = logging.getLogger("wald.pchannel")
 
 
@@ -103,6 +105,8 @@ class PChannel:
         self.bytes = 0
         self.cursors = recovered.state.cursors
         """See ``ChannelState``; kept up to date by ``Cursors``."""
+        self.reorder_violations = 0
+        """How often the WAL storage landed a message behind a tick that had excluded it."""
         self.attach(wal, recovered)
 
     def attach(self, wal: WalStorage, recovered: Recovered) -> None:
@@ -112,6 +116,7 @@ class PChannel:
         self._state = recovered.state
         self._state.cursors = self.cursors
         self._timetick = TimeTick(TsoSource(self._clock, recovered.state.tso))
+        self._ticks = None if wal.ordered else Ticks(self._timetick, self._clock.monotonic)
         self._sequencer = Sequencer(recovered.state, self._timetick, self._leases)
         self.cuts = recovered.cuts
         self.buffer.clear()
@@ -120,6 +125,9 @@ class PChannel:
             vchannel.id: vchannel.next_offset for vchannel in self._state.vchannels.values()
         }
         """VChannel → offset behind its last confirmed row: the only end that readers know."""
+        if self._ticks is not None:
+            self._unproven = self._timetick.is_due
+            self._rest()
 
     @property
     def vchannels(self) -> dict[int, VChannelState]:
@@ -133,6 +141,17 @@ class PChannel:
     @property
     def clock_jumped(self) -> bool:
         return self._timetick.jumped
+
+    @property
+    def told(self) -> int:
+        """The last time tick in the log of an unordered WAL storage. Its readers get no further,
+        and each new one wakes them."""
+        return self._timetick.told
+
+    @property
+    def owes_tick(self) -> bool:
+        """Whether one more is to come by itself."""
+        return self._ticks is not None and self._timetick.is_due
 
     @property
     def staged_bytes(self) -> int:
@@ -183,6 +202,9 @@ class PChannel:
         for request in self._redo.take_of(frozenset(vchannels)):
             request.replies.refuse(request, error, False)
 
+    def count_violation(self) -> None:
+        self.reorder_violations += 1
+
     def stop_beginning(self) -> None:
         """The daemon is about to stop: only open transactions go on."""
         self._draining = True
@@ -220,6 +242,10 @@ class PChannel:
         if not group:
             self._rest()
             return
+        if self._ticks is not None and self._ticks.are_due and group[0].type != _TIME_TICK:
+            tick = _own(MessageType.TIME_TICK)
+            group.insert(0, tick)
+            size += tick.size
         inline = size <= GROUP_INLINE_MAX_BYTES and self.wal.has_room(size)
         if inline and not any(request.buffered for request in group):
             self._finish(self._write(group, size))
@@ -303,17 +329,18 @@ class PChannel:
         segment = self.wal.tip_id
         plain: dict[int, list[Message]] = {}
         rows: list[tuple[int, Rows]] = []
-        size = 0
+        size = kept = 0
         for request in requests:
             size += request.size
             if request.type == _INSERT and not request.txn_id:
+                kept += request.size
                 batches = plain.get(request.vchannel)
                 if batches is None:
                     plain[request.vchannel] = [request]
                 else:
                     batches.append(request)
             elif request.vchannel:
-                size += self._confirm_special(request, segment, plain, rows)
+                kept += self._confirm_special(request, segment, plain, rows)
         for vchannel, batches in plain.items():
             rows.append((vchannel, _plain_rows(segment, batches)))
         for vchannel, some in rows:
@@ -321,12 +348,17 @@ class PChannel:
             self.next_offsets[vchannel] = some.end_offset
         self.batches += len(requests)
         self.bytes += size
-        self._unproven = requests[-1].type != MessageType.MARK
+        told = False
+        if self._ticks is None:
+            self._unproven = requests[-1].type != MessageType.MARK
+        else:
+            told = self._ticks.confirmed(requests)
+            self._unproven = self._timetick.is_due
         if rows:
-            self.buffer.add(rows, size)
+            self.buffer.add(rows, kept)
             if self._expiry_timer is None:
                 self._expire()
-        for vchannel in dict(rows):
+        for vchannel in tuple(self.listeners) if told else dict(rows):
             for wake in tuple(self.listeners.get(vchannel, ())):
                 wake()
 
@@ -405,7 +437,8 @@ class PChannel:
             self._expiry_timer = self._loop.call_later(max(delay, 1.0), self._expire)
 
     def _mark(self) -> None:
-        """Prove the last group durable, once nobody has appended for a while."""
+        """Prove the last group durable, once nobody has appended for a while; or tell the readers
+        of an unordered log that nothing older will come."""
         self._mark_timer = None
         if self._busy or not self._unproven or self.closed is not None:
             return
@@ -414,7 +447,12 @@ class PChannel:
             self._mark_timer = self._loop.call_later(left, self._mark)
             return
         failpoint("mark-before-write")
-        self.submit(own_request(message(MessageType.MARK, 0), NOBODY))
+        self.submit(_own(MessageType.MARK if self._ticks is None else MessageType.TIME_TICK))
+
+
+def _own(type: MessageType) -> AppendRequest:
+    """A message of the PChannel itself."""
+    return own_request(message(type, 0), NOBODY)
 
 
 def _plain_rows(segment: SegmentId, batches: list[Message]) -> Rows:

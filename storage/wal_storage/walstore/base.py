@@ -2,6 +2,10 @@
 
 Files are the first implementation. Object storage with conditional writes, Kafka or Pulsar come
 behind the same interface, so nothing above may assume that ``append`` is local or cheap.
+
+A storage may land messages in another order than that of their timestamps, also later than their
+``append`` returned. It says so (``ordered``), keeps one promise (a confirmed TIME_TICK has landed,
+behind all that was confirmed before it) and leaves the order to its readers: ``LogScanner``.
 """
 
 from __future__ import annotations
@@ -32,7 +36,8 @@ class Committed(NamedTuple):
 
 
 class Run(NamedTuple):
-    """Whole batches just as they lie in the log, one behind the other."""
+    """Whole batches just as they lie in the log, one behind the other. Of an unordered storage:
+    one message of any type; the fields from ``end_offset`` on mean nothing."""
 
     term: int
     first_sequence: int
@@ -45,13 +50,14 @@ class Run(NamedTuple):
 
 
 class LogScanner(Protocol):
-    """One reader's place in a VChannel. Sees confirmed batches only; not for several threads."""
+    """One reader's place in a VChannel. Sees confirmed batches only; not for several threads.
 
-    next_sequence: int
-    """All batches of the VChannel below this PChannel sequence have been returned."""
+    That of an ordered storage returns rows, in the order of their offsets, transactions whole and
+    at their commit's place. That of an unordered one returns all messages of the VChannel and the
+    TIME_TICKs of the PChannel, each once, in the order in which they landed."""
 
     def read(self) -> list[Run]:
-        """The next batches of rows, about a MiB; empty at the confirmed end. Blocks for I/O.
+        """What comes next, about a MiB; empty at the confirmed end. Blocks for I/O.
 
         Raises CorruptError with file and offset, after all rows before the damage were returned."""
 
@@ -62,7 +68,7 @@ class WalStorage(Protocol):
     """One PChannel, opened under one term."""
 
     ordered: bool
-    """Whether physical order equals TSO order."""
+    """Whether physical order equals TSO order. Where it does not, TIME_TICKs are appended."""
     fences: bool
     """Whether a write of a former owner fails by itself."""
     term: int
@@ -84,7 +90,7 @@ class WalStorage(Protocol):
     @property
     def position(self) -> int:
         """Where in the tip the next message will lie, once there is room; those of a group lie one
-        behind the other."""
+        behind the other. Of an unordered storage: a number that grows, and that nobody reads by."""
 
     def append(self, messages: Sequence[Message], confirmed_below: int) -> None:
         """Write a group and return when it is confirmed: on stable storage, under an ownership
@@ -95,7 +101,9 @@ class WalStorage(Protocol):
         """Make sure that no later owner gives a timestamp at or below ``tso``."""
 
     def scanner(self, vchannel: int, offset: int) -> LogScanner:
-        """A reader that returns the batch that holds ``offset`` first."""
+        """A reader that returns the batch that holds ``offset`` first. That of an unordered storage
+        starts so early that all messages which rows from ``offset`` on rest upon are to come (their
+        transactions whole, with BeginTxn and CommitTxn), and may return others before them."""
 
     def offset_at(self, vchannel: int, tso: int) -> int:
         """The offset of the first row at or after a timestamp."""

@@ -1,0 +1,1 @@
+"""The interceptors of the append path, one by one and together."""
