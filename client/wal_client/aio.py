@@ -131,7 +131,7 @@ class AsyncClient:
         self._ids = itertools.count(1)
 
     async def __aenter__(self) -> Self:
-        await self.connect()
+        await self.protocol()  # `connect_async` gives a connected one.
         return self
 
     async def __aexit__(

@@ -19,6 +19,12 @@ BATCH_TARGET_BYTES = 1 * MIB
 NAME_LENGTH_MAX = 128
 SHARDS_MAX = 1024
 KEY_SIZE_MAX_BYTES = 32 * KIB
+PARTITIONS_MAX = 1024
+"""Of one collection. The opening of each segment names those of each shard."""
+SETTINGS_MAX = 64
+"""Of one collection; written like the partitions."""
+SETTING_SIZE_MAX_BYTES = 4 * KIB
+"""The value of one setting."""
 
 # -- producers -------------------------------------------------------------------------------------
 PRODUCER_RESULTS_MAX = 64

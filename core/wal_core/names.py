@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 
-from wal_core.errors import BadNameError
-from wal_core.limits import NAME_LENGTH_MAX
+from wal_core.errors import BadNameError, UsageError
+from wal_core.limits import NAME_LENGTH_MAX, SETTING_SIZE_MAX_BYTES
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,127}")
 SHARD_BITS = 16
@@ -17,6 +17,15 @@ def check_name(name: str, what: str = "collection") -> str:
         shown = name if len(name) <= 40 else name[:40] + "…"
         raise BadNameError(f"{what} name {shown!r} is not allowed")
     return name
+
+
+def check_setting(key: str, value: str) -> None:
+    """Raises BadNameError, UsageError for what cannot be a setting of a collection."""
+    check_name(key, "setting")
+    if not value.isprintable():
+        raise UsageError(f"setting {key!r} is not plain text")
+    if len(value.encode()) > SETTING_SIZE_MAX_BYTES:
+        raise UsageError(f"setting {key!r} is larger than {SETTING_SIZE_MAX_BYTES} bytes")
 
 
 def vchannel_id(collection_id: int, shard: int) -> int:

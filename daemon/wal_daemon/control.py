@@ -93,27 +93,28 @@ async def create(node: Node, arguments: dict[str, Any]) -> dict[str, Any]:
 async def drop(node: Node, arguments: dict[str, Any]) -> dict[str, Any]:
     described = _describe(node, node.collections.get(str(arguments["name"])))
     await node.cursors.forget(await node.collections.drop(described["collection"]))
+    node.transactions.end_broken()
     return described
 
 
 async def truncate(node: Node, arguments: dict[str, Any]) -> dict[str, Any]:
-    described = _describe(node, node.collections.get(str(arguments["name"])))
-    await node.collections.truncate(described["collection"])
-    return described
+    """The description afterwards, and ``truncated_rows``: how many were hidden."""
+    name = str(arguments["name"])
+    hidden = await node.collections.truncate(name)
+    node.transactions.end_broken()
+    return _describe(node, node.collections.get(name)) | {"truncated_rows": hidden}
 
 
 async def alter(node: Node, arguments: dict[str, Any]) -> dict[str, Any]:
-    """Partitions to add and to drop, and settings; one change after the other."""
-    collections = node.collections
-    name = str(arguments["name"])
-    for partition in arguments.get("add_partitions", ()):
-        await collections.add_partition(name, str(partition))
-    for partition in arguments.get("drop_partitions", ()):
-        await collections.drop_partition(name, str(partition))
-    settings = {str(key): str(value) for key, value in arguments.get("settings", {}).items()}
-    if settings:
-        await collections.alter(name, settings)
-    return _describe(node, collections.get(name))
+    """Partitions to add and to drop, and settings."""
+    altered = await node.collections.alter(
+        str(arguments["name"]),
+        add=[str(one) for one in arguments.get("add_partitions", ())],
+        drop=[str(one) for one in arguments.get("drop_partitions", ())],
+        settings={str(key): str(value) for key, value in arguments.get("settings", {}).items()},
+    )
+    node.transactions.end_broken()
+    return _describe(node, altered)
 
 
 async def partition(node: Node, arguments: dict[str, Any]) -> int:
@@ -245,13 +246,14 @@ def _describe(node: Node, collection: Collection) -> dict[str, Any]:
     for number, shard in enumerate(collection.shards):
         pchannel = node.pchannels[shard.pchannel]
         state = pchannel.vchannels[shard.vchannel]
+        end = pchannel.next_offsets.get(shard.vchannel, 0)
         shards.append(
             {
                 "shard": number,
                 "vchannel": shard.name,
                 "id": str(shard.vchannel),
-                "first": state.first_offset,
-                "next": pchannel.next_offsets.get(shard.vchannel, 0),
+                "first": min(state.first_offset, end),
+                "next": end,
                 "last_tso": str(state.last_tso),
             }
         )

@@ -80,6 +80,13 @@ class Cursors:
         self._executor = executor
         self._clock = clock
         self._is_owner = is_owner
+        self._copy = pchannels[0].cursors
+
+    async def rebuild(self) -> None:
+        """A catalog that never had cursors gets those of the log's last snapshot: older, so that
+        their readers repeat rows and skip none. Otherwise the snapshots to come get the catalog's.
+        """
+        await self._run(self._rebuild)
 
     def extent(self, name: str, collection_id: int | None = None) -> Extent:
         """Raises NotFoundError, also where the collection has another id by now."""
@@ -143,16 +150,14 @@ class Cursors:
 
     async def remove(self, name: str, collections: Sequence[str]) -> None:
         """Remove a cursor in some collections, damaged ones too."""
-        keys = {family.key(name, one): None for one in collections}
-        await self._run(lambda: self._catalog.commit(keys))
+        await self._run(lambda: self._drop([family.key(name, one) for one in collections]))
 
     async def forget(self, collection: Collection) -> None:
         """Remove the cursors of a collection that was dropped. What stays is inherited by none."""
 
         def forget() -> None:
             ours = [one for one in self._read_all("") if one.collection_id == collection.id]
-            if ours:
-                self._catalog.commit({family.key(one.name, one.collection): None for one in ours})
+            self._drop([family.key(one.name, one.collection) for one in ours])
 
         try:
             await self._run(forget)
@@ -196,6 +201,20 @@ class Cursors:
             error.hint = "wal cursor rm NAME COLLECTION"
             raise
 
+    def _rebuild(self) -> None:
+        if self._catalog.get(family.MARKER) is None:
+            self._catalog.commit({**self._copy, family.MARKER: b""})
+        stored = family.copy(self._catalog)
+        if stored:
+            self._copy.clear()
+            self._copy.update(stored)
+
+    def _drop(self, keys: Sequence[bytes]) -> None:
+        if keys:
+            self._catalog.commit(dict.fromkeys(keys))
+        for key in keys:
+            self._copy.pop(key, None)
+
     def _require_ownership(self) -> None:
         try:
             if self._is_owner():
@@ -227,6 +246,7 @@ class Cursors:
                 new = {key: family.encode(one) for key, one in records.items()}
                 if new != expect:
                     self._catalog.commit(new, expect)
+                    self._copy.update(new)
                 return list(records.values())
             except CatalogConflict:
                 continue

@@ -50,9 +50,11 @@ from wal_daemon.wal.pchannel import PChannel
 from wal_daemon.wal.subscription import Subscription
 from wal_storage import fence
 from wal_storage.catalog import collections as family
+from wal_storage.catalog import cursors as cursor_family
 from wal_storage.catalog.lmdb import LmdbCatalog
 from wal_storage.directory import DataDirectory
 from wal_storage.disk import Disk
+from wal_storage.state import ChannelState
 from wal_storage.walstore.base import Recovered
 from wal_storage.walstore.file import FileWal
 
@@ -75,6 +77,7 @@ class Node:
         self.collections: Collections
         self._leases = Leases(clock.monotonic)
         self.transactions = Transactions(clock, self._leases, self.spawn)
+        self._catalog: LmdbCatalog
         self.cursors: Cursors
         self.groups: Groups
         self.server: Server
@@ -137,7 +140,7 @@ class Node:
         started = self._clock.monotonic()
         numbers = self._directory.pchannels() or list(range(self._settings["pchannels"]))
         self._disks = [self._directory.pchannel(number) for number in numbers]
-        catalog = await loop.run_in_executor(None, self._open_catalog)
+        self._catalog = catalog = await loop.run_in_executor(None, self._open_catalog)
         scanned = 0
         for number, disk in enumerate(self._disks):
             committer = ThreadPoolExecutor(1, f"commit-{number}")
@@ -159,6 +162,7 @@ class Node:
             self._clock,
             self._owns_name,
         )
+        await self.cursors.rebuild()
         self.groups = Groups(self._clock, loop)
         if not self._stopping.done():
             self.ready = True
@@ -268,8 +272,12 @@ class Node:
         def progress(done: int, total: int) -> None:
             self._progress[number] = (done, total)
 
+        def complete(state: ChannelState) -> None:
+            if number == 0:  # Older ones than the catalog's, or none yet.
+                state.cursors = cursor_family.copy(self._catalog) or state.cursors
+
         try:
-            return wal, wal.recover(progress)
+            return wal, wal.recover(progress, complete)
         except OSError as error:
             wal.close(seal=False)
             raise IoFailureError(f"PChannel {number}: {error.strerror}") from error

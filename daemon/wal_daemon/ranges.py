@@ -34,8 +34,9 @@ def resolve(pchannel: PChannel, wanted: Wanted) -> Span:
 
     Raises OutOfRangeError for an offset that is not there and is not waited for."""
     vchannel = wanted.vchannel
-    earliest = pchannel.vchannels[vchannel].first_offset
     latest = pchannel.next_offsets.get(vchannel, 0)
+    # A truncation that is on its way to the disk is ahead of what is confirmed.
+    earliest = min(pchannel.vchannels[vchannel].first_offset, latest)
     follows = wanted.end_kind in (End.NEVER, End.FOLLOW_OFFSET)
     first = _start(pchannel, wanted, earliest, latest)
     if first < earliest or (first > latest and not follows):
@@ -58,7 +59,7 @@ def _start(pchannel: PChannel, wanted: Wanted, earliest: int, latest: int) -> in
     if kind == Start.LAST:
         return max(earliest, latest - wanted.start)
     if kind == Start.TSO:
-        return _offset_at(pchannel, wanted.vchannel, wanted.start, latest)
+        return max(earliest, _offset_at(pchannel, wanted.vchannel, wanted.start, latest))
     raise ProtocolError(f"a subscription that starts at {kind}")
 
 

@@ -105,7 +105,7 @@ class Transactions:
             if isinstance(answer, WalError):
                 await self.roll_back(txn_id)
                 raise answer
-        self._leases.renew(txn_id)
+        self._start_lease(txn_id, keepalive)
         self._wind()
         return txn_id
 
@@ -230,6 +230,16 @@ class Transactions:
                 }
             )
         return found
+
+    def end_broken(self) -> None:
+        """After a change of a collection: nobody waits for those that it left open nowhere."""
+        for txn_id, parts in self._parts.items():
+            if (
+                txn_id in self._leases
+                and any(_finished_in(part, txn_id) for part in parts)
+                and not any(_open_in(part, txn_id) for part in parts)
+            ):
+                self._end_lease(txn_id)
 
     async def wait_until_none_is_open(self) -> None:
         await self._none_open.wait()

@@ -102,7 +102,7 @@ class _Snapshot(msgspec.Struct):
     # version that does so raises SNAPSHOT_VERSION, so that older ones refuse its log.
     producers: list[Any] = []
     transactions: list[Any] = []
-    cursors: list[Any] = []
+    cursors: list[tuple[bytes, bytes]] = []
     data_segments: list[Any] = []
 
 
@@ -121,6 +121,8 @@ class ChannelState:
         self.segment = (0, 0)
         """Term and first sequence of the segment that the next message belongs to."""
         self.vchannels: dict[int, VChannelState] = {}
+        self.cursors: dict[bytes, bytes] = {}
+        """Values of the catalog's cursors as of a moment: what a lost catalog gets back."""
         self.producers: dict[int, Producers] = {}
         """VChannel → its producers."""
         self._open: dict[tuple[int, int], int] = {}
@@ -131,7 +133,13 @@ class ChannelState:
         for producers in self.producers.values():
             producers.forget_expired(self.tso)
         return _encode(
-            _Snapshot(SNAPSHOT_VERSION, self.next_sequence, self.tso, list(self.vchannels.values()))
+            _Snapshot(
+                SNAPSHOT_VERSION,
+                self.next_sequence,
+                self.tso,
+                list(self.vchannels.values()),
+                cursors=list(self.cursors.items()),
+            )
         )
 
     @classmethod
@@ -148,6 +156,7 @@ class ChannelState:
         state = cls()
         state.next_sequence = snapshot.next_sequence
         state.tso = snapshot.tso
+        state.cursors = dict(snapshot.cursors)
         for vchannel in snapshot.vchannels:
             state._add(vchannel)
         begun = [

@@ -373,6 +373,22 @@ def test_a_lost_catalog_repeats_and_never_skips(wal: Wal) -> None:
     assert tail(wal, "--cursor", "me") == numbers(0, 4)
 
 
+def test_a_lost_catalog_gets_the_cursors_of_the_last_snapshot(wal: Wal) -> None:
+    """One that was placed at the end would begin at the end again, and skip, without it."""
+    wal.ok("append", "c", input=numbers(0, 3))
+    tail(wal, "--cursor", "me", "--from", "latest")
+    wal.ok("cursor", "commit", "gone", "c", "1")
+    wal.ok("restart")
+    wal.ok("cursor", "rm", "gone")
+    wal.ok("append", "c", "3")
+    wal.ok("restart")
+    wal.ok("down")
+    subprocess.run(["rm", "-r", wal.dir / "catalog"], check=True)
+    wal.ok("append", "c", "4")
+    assert tail(wal, "--cursor", "me", "--from", "latest") == numbers(3, 5)
+    assert wal("cursor", "show", "gone").status == 66
+
+
 def test_metrics(wal: Wal) -> None:
     wal.ok("append", "c", input=numbers(0, 3))
     wal.ok("cursor", "commit", "me", "c", "1")

@@ -9,12 +9,15 @@ from __future__ import annotations
 import os
 import re
 import struct
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 SEGMENT_HEADER = 256
 BATCH_HEADER = 128
 NAME = re.compile(r"([0-9a-f]{16})-([0-9a-f]{16})\.seg")
+INSERT, CREATE, DROP, TRUNCATE, ADD_PARTITION, DROP_PARTITION, ALTER = 1, 16, 17, 18, 19, 20, 21
+BEGIN, COMMIT, ROLLBACK, SNAPSHOT = 32, 33, 34, 67
 
 Id = tuple[int, int]
 
@@ -25,6 +28,42 @@ class Row(NamedTuple):
     key: bytes | None
     headers: list[tuple[bytes, bytes]]
     body: bytes
+
+
+@dataclass
+class Shard:
+    """What the log tells of a VChannel."""
+
+    collection: str
+    shards: int
+    rows: list[Row] = field(default_factory=list)
+    """From offset 0 on; those below ``first`` are not to be shown any more."""
+    first: int = 0
+    dropped: bool = False
+    partitions: dict[int, str] = field(default_factory=dict)
+    settings: dict[str, str] = field(default_factory=dict)
+    changes: int = 0
+    open: dict[int, int] = field(default_factory=dict)
+    """Transaction → sequence of its BeginTxn."""
+    ended: dict[int, int] = field(default_factory=dict)
+    """Transaction → 0 committed, 1 rolled back, 2 expired, 3 broken by a change."""
+
+
+class Batch(NamedTuple):
+    kind: int
+    encoding: int
+    compression: int
+    count: int
+    vchannel: int
+    txn: int
+    sequence: int
+    tso: int
+    first_offset: int
+    last_confirmed: int
+    checksum: bytes
+    properties: bytes
+    body: bytes
+    end: int
 
 
 class BadLog(Exception):
@@ -51,21 +90,21 @@ def crc32c(data: bytes, start: int = 0) -> int:
     return crc ^ 0xFFFFFFFF
 
 
-def read_log(folder: Path) -> tuple[dict[int, str], dict[int, list[Row]]]:
-    """(collection names, rows) of each VChannel of the PChannel in ``folder``."""
+def read_log(folder: Path) -> dict[int, Shard]:
+    """VChannel → what the log of the PChannel in ``folder`` tells of it."""
     matches = map(NAME.fullmatch, os.listdir(folder))
     ids = {(int(match[1], 16), int(match[2], 16)) for match in matches if match}
-    names: dict[int, str] = {}
-    rows: dict[int, list[Row]] = {}
+    log = _Log()
     last = None
     for id, length, running in _chain(folder, ids):
         if last not in (None, running):
             raise BadLog(f"{id}: another running checksum than its predecessor's")
         data = (folder / f"{id[0]:016x}-{id[1]:016x}.seg").read_bytes()
-        end, last = _segment(data, id, length, running, names, rows)
+        log.segments[id] = data if length is None else data[:length]
+        end, last = log.read_segment(id, running)
         if length is not None and end != length:
             raise BadLog(f"{id}: ends at {end}, {length} bytes are valid")
-    return names, rows
+    return log.shards
 
 
 def _chain(folder: Path, ids: set[Id]) -> list[tuple[Id, int | None, int]]:
@@ -92,56 +131,151 @@ def _chain(folder: Path, ids: set[Id]) -> list[tuple[Id, int | None, int]]:
     return found[::-1]
 
 
-def _segment(
-    data: bytes,
-    id: Id,
-    length: int | None,
-    running: int,
-    names: dict[int, str],
-    rows: dict[int, list[Row]],
-) -> tuple[int, int]:
-    """Read batches up to the valid length or the first bad one: (end, running checksum)."""
-    data = data if length is None else data[:length]
+def _batch_at(data: bytes, at: int, id: Id) -> Batch | None:
+    """The valid batch at a position of a segment; its sequence is not judged."""
+    if at + BATCH_HEADER > len(data):
+        return None
+    magic, version, kind, encoding, compression, _, properties_size, count = struct.unpack_from(
+        "<4s4BHHI", data, at
+    )
+    vchannel, body_size, body_crc = struct.unpack_from("<QII", data, at + 16)
+    (txn,) = struct.unpack_from("<Q", data, at + 56)
+    _, sequence, tso, first_offset, _, last_confirmed = struct.unpack_from("<QQQqQQ", data, at + 72)
+    position, header_crc = struct.unpack_from("<II", data, at + 120)
+    body_at = at + BATCH_HEADER + properties_size
+    end = body_at + body_size
+    if magic != b"WALB" or version != 1 or end > len(data) or position != at:
+        return None
+    properties, body = data[at + BATCH_HEADER : body_at], data[body_at:end]
     seed = crc32c(struct.pack("<QQ", *id))
-    at, sequence = SEGMENT_HEADER, id[1]
-    while at + BATCH_HEADER <= len(data):
-        magic, version, kind, encoding, compression, _, properties_size, count = struct.unpack_from(
-            "<4s4BHHI", data, at
-        )
-        vchannel, body_size, body_crc = struct.unpack_from("<QII", data, at + 16)
-        _, own_sequence, tso, first_offset = struct.unpack_from("<QQQq", data, at + 72)
-        position, header_crc = struct.unpack_from("<II", data, at + 120)
-        body_at = at + BATCH_HEADER + properties_size
-        end = body_at + body_size
-        if magic != b"WALB" or version != 1 or end > len(data):
-            break
-        properties, body = data[at + BATCH_HEADER : body_at], data[body_at:end]
-        if header_crc != crc32c(properties, crc32c(data[at : at + 124], seed)):
-            break
-        if position != at or own_sequence != sequence or crc32c(body) != body_crc:
-            break
-        if sequence == id[1] and kind != 67:
-            raise BadLog(f"{id}: does not open with a snapshot")
-        if kind == 1:
-            plain = _decompress(compression, body)
-            some = _rows(encoding, plain, count, properties)
-            known = rows.setdefault(vchannel, [])
-            if first_offset != (known[-1].offset + 1 if known else 0):
-                raise BadLog(f"offset {first_offset} is not the next one")
-            known += [Row(first_offset + number, tso, *one) for number, one in enumerate(some)]
-        elif kind == 16:
-            names[vchannel] = msgpack(body, 0)[0][0]
-        elif kind == 67:
-            _check_snapshot(msgpack(body, 0)[0], names, rows)
-        running = crc32c(data[at + 124 : at + 128], running)
-        at, sequence = end, sequence + 1
-    return at, running
+    if header_crc != crc32c(properties, crc32c(data[at : at + 124], seed)):
+        return None
+    if crc32c(body) != body_crc:
+        return None
+    checksum = data[at + 124 : at + 128]
+    numbers = (kind, encoding, compression, count, vchannel, txn, sequence, tso, first_offset)
+    return Batch(*numbers, last_confirmed, checksum, properties, body, end)
 
 
-def _check_snapshot(value: Any, names: dict[int, str], rows: dict[int, list[Row]]) -> None:
-    for entry in value["vchannels"]:
-        if entry[1] != names[entry[0]] or entry[4] != len(rows.get(entry[0], [])):
-            raise BadLog(f"a snapshot that disagrees with the log: {entry}")
+class _Log:
+    """What was read so far."""
+
+    def __init__(self) -> None:
+        self.segments: dict[Id, bytes] = {}
+        """Their bytes up to the valid length, as far as it is known."""
+        self.shards: dict[int, Shard] = {}
+
+    def read_segment(self, id: Id, running: int) -> tuple[int, int]:
+        """Read up to the end or the first bad batch: (position there, running checksum)."""
+        data = self.segments[id]
+        at, sequence = SEGMENT_HEADER, id[1]
+        while True:
+            batch = _batch_at(data, at, id)
+            if batch is None or batch.sequence != sequence:
+                return at, running
+            if (batch.kind == SNAPSHOT) != (sequence == id[1]):
+                raise BadLog(f"{id}: one snapshot opens a segment")
+            self._apply(batch)
+            running = crc32c(batch.checksum, running)
+            at, sequence = batch.end, sequence + 1
+
+    def _apply(self, batch: Batch) -> None:
+        begins = [begin for shard in self.shards.values() for begin in shard.open.values()]
+        if not min([batch.sequence, *begins]) - 1 <= batch.last_confirmed < batch.sequence:
+            raise BadLog(f"batch {batch.sequence}: last confirmed {batch.last_confirmed}")
+        if batch.kind == SNAPSHOT:
+            self._check_snapshot(msgpack(batch.body, 0)[0])
+        elif batch.kind == CREATE:
+            if batch.vchannel in self.shards:
+                raise BadLog(f"VChannel {batch.vchannel} is created twice")
+            self.shards[batch.vchannel] = Shard(*msgpack(batch.body, 0)[0])
+        elif batch.vchannel:
+            self._apply_to(self.shards[batch.vchannel], batch)
+
+    def _apply_to(self, shard: Shard, batch: Batch) -> None:
+        if shard.dropped:
+            raise BadLog(f"batch {batch.sequence} stands behind the drop of its collection")
+        if batch.kind == INSERT and batch.txn:
+            if batch.txn not in shard.open or batch.first_offset != -1:
+                raise BadLog(f"batch {batch.sequence}: rows of no open transaction")
+        elif batch.kind == INSERT:
+            _add(shard, batch.first_offset, batch.tso, [batch])
+        elif batch.kind == BEGIN:
+            shard.open[batch.txn] = batch.sequence
+        elif batch.kind == COMMIT:
+            del shard.open[batch.txn]
+            shard.ended[batch.txn] = 0
+            before = len(shard.rows)
+            _add(shard, batch.first_offset, batch.tso, self._rows_of(batch))
+            if len(shard.rows) != before + batch.count:
+                raise BadLog(f"a commit of {batch.count} rows names {len(shard.rows) - before}")
+        elif batch.kind == ROLLBACK:
+            del shard.open[batch.txn]
+            (shard.ended[batch.txn],) = msgpack(batch.body, 0)[0]
+        elif batch.kind in (DROP, TRUNCATE, ADD_PARTITION, DROP_PARTITION, ALTER):
+            _change(shard, batch)
+
+    def _rows_of(self, commit: Batch) -> list[Batch]:
+        """The Inserts that a CommitTxn makes visible, in order."""
+        found = []
+        ((*extents,),) = msgpack(commit.body, 0)[0]
+        for term, first_sequence, start, end in extents:
+            id = (term, first_sequence)
+            at = start
+            while at < end:
+                batch = _batch_at(self.segments[id], at, id)
+                if batch is None or batch.end > end:
+                    raise BadLog(f"{id}: offset {at}: no batch where a commit says so")
+                if (batch.kind, batch.vchannel, batch.txn) == (INSERT, commit.vchannel, commit.txn):
+                    found.append(batch)
+                at = batch.end
+        return found
+
+    def _check_snapshot(self, value: Any) -> None:
+        if value["v"] not in (1, 2):
+            raise BadLog(f"a snapshot of version {value['v']}")
+        for entry in value["vchannels"]:
+            shard = self.shards[entry[0]]
+            said = [*entry[1:3], entry[4], entry[6] > 0, entry[7]]
+            read = [shard.collection, shard.shards, len(shard.rows), shard.dropped, shard.first]
+            if value["v"] == 2:
+                _, txns, finished, partitions, _, settings, changes, _ = entry[8:16]
+                said += [{id: txn[2] for id, txn in txns.items()}, partitions, settings, changes]
+                read += [shard.open, shard.partitions, shard.settings, shard.changes]
+                # Those that ended long ago are forgotten.
+                said.append({id: how[0] for id, how in finished.items()})
+                read.append({id: shard.ended.get(id) for id in finished})
+            if said != read:
+                raise BadLog(f"a snapshot that disagrees with the log: {said}, {read}")
+
+
+def _add(shard: Shard, first_offset: int, tso: int, batches: list[Batch]) -> None:
+    """Rows become visible."""
+    if first_offset != len(shard.rows):
+        raise BadLog(f"offset {first_offset} is not the next one")
+    for batch in batches:
+        plain = _decompress(batch.compression, batch.body)
+        for one in _rows(batch.encoding, plain, batch.count, batch.properties):
+            shard.rows.append(Row(len(shard.rows), tso, *one))
+
+
+def _change(shard: Shard, batch: Batch) -> None:
+    for txn in shard.open:
+        shard.ended[txn] = 3
+    shard.open = {}
+    if batch.kind == DROP:
+        shard.dropped = True
+        return
+    shard.changes, partition, name, settings = msgpack(batch.body, 0)[0]
+    if batch.kind == TRUNCATE:
+        shard.first = len(shard.rows)
+    elif batch.kind == ADD_PARTITION:
+        shard.partitions[partition] = name
+    elif batch.kind == DROP_PARTITION:
+        del shard.partitions[partition]
+    else:
+        merged = {**shard.settings, **settings}
+        shard.settings = {key: value for key, value in merged.items() if value}
 
 
 def _decompress(compression: int, body: bytes) -> bytes:
@@ -225,9 +359,16 @@ def msgpack(data: bytes, at: int) -> tuple[Any, int]:
     if kind < 0xC0 or kind == 0xD9:
         size, at = (kind & 0x1F, at) if kind < 0xC0 else (data[at], at + 1)
         return data[at : at + size].decode(), at + size
-    if 0xCC <= kind <= 0xCF:
-        size = 1 << kind - 0xCC
-        return int.from_bytes(data[at : at + size], "big"), at + size
+    if 0xC4 <= kind <= 0xC6:
+        width = 1 << kind - 0xC4
+        size = int.from_bytes(data[at : at + width], "big")
+        at += width
+        return data[at : at + size], at + size
+    if 0xCC <= kind <= 0xD3:
+        size = 1 << (kind & 3)
+        return int.from_bytes(data[at : at + size], "big", signed=kind >= 0xD0), at + size
+    if kind >= 0xE0:
+        return kind - 256, at
     raise BadLog(f"msgpack {kind:#x}")
 
 

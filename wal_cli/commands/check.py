@@ -161,11 +161,26 @@ def _print_piece(piece: dict[str, Any]) -> None:
     words = [f"{name} {value}" for name, value in piece.items() if value not in (None, "")]
     print(f"{kind}  {'  '.join(words)}")
     for one in vchannels:
-        dropped = "  dropped" if one["dropped_tso"] else ""
-        print(
-            f"  vchannel {one['vchannel']}  {one['collection']} shard {one['shard']} of "
-            f"{one['shards']}  first {one['first']}  next {one['next']}{dropped}"
-        )
+        print(_vchannel_line(one))
+
+
+def _vchannel_line(one: dict[str, Any]) -> str:
+    words = [
+        f"vchannel {one['vchannel']}",
+        f"{one['collection']} shard {one['shard']} of {one['shards']}",
+        f"first {one['first']}",
+        f"next {one['next']}",
+    ]
+    if one["dropped_tso"]:
+        words.append("dropped")
+    for name in ("partitions", "open_transactions"):
+        if one[name]:
+            words.append(f"{name.replace('_', ' ')} {' '.join(one[name])}")
+    if one["settings"]:
+        words.append(f"settings {_settings(one['settings'])}")
+    if one["producers"]:
+        words.append(f"producers {one['producers']}")
+    return f"  {'  '.join(words)}"
 
 
 def _batch_line(batch: dict[str, Any]) -> str:
@@ -178,10 +193,49 @@ def _batch_line(batch: dict[str, Any]) -> str:
     ]
     if batch["vchannel"] != "0":
         words.append(f"vchannel {batch['vchannel']}")
+        if batch["collection"] is not None:
+            words.append(f"{batch['collection']} shard {batch['shard']}")
+    if batch["txn"] is not None:
+        words.append(f"txn {batch['txn']}")
     if batch["first"] is not None:
         words.append(f"offsets {batch['first']}..{batch['last']}")
-    words += [f"rows {batch['rows']}", f"{batch['encoding']} {batch['body_bytes']} B"]
+    if batch["rows"] or not batch["details"]:
+        words.append(f"rows {batch['rows']}")
+    if batch["details"]:
+        words += _detail_words(batch["details"])
+    else:
+        words.append(f"{batch['encoding']} {batch['body_bytes']} B")
     if batch["compression"] != "none":
         words.append(batch["compression"])
+    if batch["partition"]:
+        words.append(f"partition {batch['partition']}")
+    if batch["producer"] != "0":
+        words.append(
+            f"producer {batch['producer']} epoch {batch['producer_epoch']} "
+            f"batch {batch['producer_sequence']}"
+        )
     words.append(f"synced {batch['synced_upto']}")
     return "  ".join(words)
+
+
+def _detail_words(details: dict[str, Any]) -> list[str]:
+    words = []
+    for name, value in details.items():
+        if name == "extents":
+            words += [f"in {one['segment']} {one['start']}..{one['end']}" for one in value]
+        elif name == "settings":
+            words.append(f"settings {_settings(value)}")
+        elif name == "keepalive_seconds":
+            words.append(f"keepalive {value:g} s")
+        elif name == "end":
+            words.append(value.replace("_", " "))
+        else:
+            words.append(f"{name} {value}")
+    return words
+
+
+def _settings(settings: dict[str, str | None]) -> str:
+    """``a=1 -b``: b was taken away."""
+    return " ".join(
+        f"-{key}" if value is None else f"{key}={value}" for key, value in settings.items()
+    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from wal_core.errors import CorruptError, NotFoundError
@@ -14,6 +14,7 @@ from wal_core.message import (
     Header,
     MessageType,
 )
+from wal_core.names import split_vchannel_id
 from wal_core.tso import ms_of, rfc3339
 from wal_storage.log.chain import opening_state
 from wal_storage.log.format import (
@@ -27,7 +28,8 @@ from wal_storage.log.format import (
 )
 from wal_storage.log.repair import judge_tail
 from wal_storage.log.scan import ScanEnd, scan
-from wal_storage.state import ChannelState
+from wal_storage.state import CHANGES, ChannelState, decode_change, decode_create
+from wal_storage.transactions import End, decode_begin, decode_commit, decode_rollback
 
 
 def dump(path: str) -> Iterator[dict[str, Any]]:
@@ -42,13 +44,19 @@ def dump(path: str) -> Iterator[dict[str, Any]]:
     header = unpack_segment_header(data, os.path.basename(path))
     yield _header_map(header)
     pieces: list[dict[str, Any]] = []
+    collections: dict[int, str] = {}
 
     def visit(batch: Header, whole: memoryview) -> None:
+        body = whole[len(whole) - batch.body_length :]
         if batch.type == MessageType.SNAPSHOT:
-            body = whole[len(whole) - batch.body_length :]
-            pieces.append(_snapshot_map(opening_state(body, header.id), batch))
-        else:
-            pieces.append(_batch_map(batch))
+            state = opening_state(body, header.id)
+            collections.update((one.id, one.collection) for one in state.vchannels.values())
+            pieces.append(_snapshot_map(state, batch))
+            return
+        details = _details(batch.type, body)
+        if batch.type == MessageType.CREATE_COLLECTION:
+            collections[batch.vchannel] = details.get("collection", "")
+        pieces.append(_batch_map(batch, collections.get(batch.vchannel), details))
 
     view = memoryview(data)
     running = header.predecessor.running
@@ -97,6 +105,8 @@ def _snapshot_map(state: ChannelState, batch: Header) -> dict[str, Any]:
             "producers": len(one.producers_by_id),
             "open_transactions": [f"{txn_id:016x}" for txn_id in one.txns],
             "partitions": sorted(one.partitions.values()),
+            "settings": one.settings,
+            "changes": one.ddl,
         }
         for one in state.vchannels.values()
     ]
@@ -109,8 +119,8 @@ def _snapshot_map(state: ChannelState, batch: Header) -> dict[str, Any]:
     }
 
 
-def _batch_map(header: Header) -> dict[str, Any]:
-    has_rows = header.first_offset != NO_OFFSET
+def _batch_map(header: Header, collection: str | None, details: dict[str, Any]) -> dict[str, Any]:
+    has_rows = header.first_offset != NO_OFFSET and header.rows > 0
     return {
         "kind": "batch",
         "position": header.position,
@@ -119,6 +129,8 @@ def _batch_map(header: Header) -> dict[str, Any]:
         "tso": str(header.tso),
         "time": rfc3339(ms_of(header.tso)),
         "vchannel": str(header.vchannel),
+        "collection": collection,
+        "shard": split_vchannel_id(header.vchannel)[1] if header.vchannel else None,
         "first": header.first_offset if has_rows else None,
         "last": header.first_offset + header.rows - 1 if has_rows else None,
         "rows": header.rows,
@@ -133,7 +145,68 @@ def _batch_map(header: Header) -> dict[str, Any]:
         "txn": f"{header.txn_id:016x}" if header.txn_id else None,
         "synced_upto": header.synced_upto,
         "last_confirmed": header.last_confirmed,
+        "details": details,
     }
+
+
+def _details(kind: int, body: memoryview) -> dict[str, Any]:
+    """What the body of a message of the service says; empty for rows."""
+    decode = _DETAILS.get(kind)
+    if decode is None:
+        return {}
+    try:
+        return decode(body)
+    except (CorruptError, ValueError) as error:
+        return {"unreadable": str(error)}
+
+
+def _create_details(body: memoryview) -> dict[str, Any]:
+    what = decode_create(body)
+    return {"collection": what.collection, "shards": what.shards}
+
+
+def _change_details(body: memoryview) -> dict[str, Any]:
+    """``partition``: an id; a setting that was taken away is null."""
+    what = decode_change(body)
+    details: dict[str, Any] = {"change": what.number}
+    if what.partition:
+        details["partition"] = what.partition
+    if what.name:
+        details["name"] = what.name
+    if what.settings:
+        details["settings"] = {key: value or None for key, value in what.settings.items()}
+    return details
+
+
+def _begin_details(body: memoryview) -> dict[str, Any]:
+    return {"keepalive_seconds": decode_begin(body).keepalive_ms / 1000}
+
+
+def _commit_details(body: memoryview) -> dict[str, Any]:
+    """Where the rows lie: ranges of segments, maybe with others' messages in between."""
+    return {
+        "extents": [
+            {
+                "segment": SegmentId(one.term, one.first_sequence).file_name,
+                "start": one.start,
+                "end": one.end,
+            }
+            for one in decode_commit(body).extents
+        ]
+    }
+
+
+def _rollback_details(body: memoryview) -> dict[str, Any]:
+    return {"end": End(decode_rollback(body).end).name.lower()}
+
+
+_DETAILS: dict[int, Callable[[memoryview], dict[str, Any]]] = {
+    MessageType.CREATE_COLLECTION: _create_details,
+    **dict.fromkeys(CHANGES, _change_details),
+    MessageType.BEGIN_TXN: _begin_details,
+    MessageType.COMMIT_TXN: _commit_details,
+    MessageType.ROLLBACK_TXN: _rollback_details,
+}
 
 
 def _end_map(view: memoryview, id: SegmentId, end: ScanEnd) -> dict[str, Any]:

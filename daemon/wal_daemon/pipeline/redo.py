@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
+
 from wal_daemon.wal.requests import AppendRequest
 
 
@@ -16,6 +18,12 @@ class Redo:
 
     def park(self, request: AppendRequest) -> None:
         self._parked.append(request)
+
+    def take_of(self, vchannels: Container[int]) -> list[AppendRequest]:
+        """What is parked for some VChannels, to be answered."""
+        taken = [request for request in self._parked if request.vchannel in vchannels]
+        self._parked = [request for request in self._parked if request.vchannel not in vchannels]
+        return taken
 
     def take(self) -> list[AppendRequest]:
         """All that is parked, to be submitted again: what is still locked comes back."""

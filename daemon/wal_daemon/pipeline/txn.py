@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from wal_core.errors import ThrottledError, TxnExpiredError, UnknownTxnError, WalError
 from wal_core.limits import TXNS_OPEN_MAX
-from wal_core.message import MessageType, message
+from wal_core.message import Encoding, MessageType, message
 from wal_daemon.wal.requests import AppendRequest
 from wal_storage.state import ChannelState, VChannelState
 from wal_storage.transactions import (
@@ -113,6 +113,7 @@ class Transactions:
                 MessageType.COMMIT_TXN,
                 request.vchannel,
                 encode(Commit(txn.extents)),
+                encoding=Encoding.MSGPACK,
                 rows=txn.rows,
                 producer_id=request.producer_id,
                 producer_epoch=request.producer_epoch,

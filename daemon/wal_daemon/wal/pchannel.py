@@ -27,7 +27,7 @@ from wal_core.limits import (
 )
 from wal_core.message import Message, MessageType, message
 from wal_core.tso import TsoSource
-from wal_daemon.pipeline.lock import Locks
+from wal_daemon.pipeline.lock import EXCLUSIVE, Locks
 from wal_daemon.pipeline.redo import Redo
 from wal_daemon.pipeline.sequencer import Sequenced, Sequencer
 from wal_daemon.pipeline.timetick import TimeTick
@@ -105,6 +105,8 @@ class PChannel:
         self.bytes = 0
         self.reorder_violations = 0
         """How often the WAL storage landed a message behind a tick that had excluded it."""
+        self.cursors = recovered.state.cursors
+        """See ``ChannelState``; kept up to date by ``Cursors``."""
         self.attach(wal, recovered)
 
     def attach(self, wal: WalStorage, recovered: Recovered) -> None:
@@ -112,6 +114,7 @@ class PChannel:
         self.wal = wal
         self.closed: WalError | None = None
         self._state = recovered.state
+        self._state.cursors = self.cursors
         self._timetick = TimeTick(TsoSource(self._clock, recovered.state.tso))
         self._ticks = None if wal.ordered else Ticks(self._timetick, self._clock.monotonic)
         self._sequencer = Sequencer(recovered.state, self._timetick, self._leases)
@@ -196,6 +199,11 @@ class PChannel:
 
     def count_violation(self) -> None:
         self.reorder_violations += 1
+
+    def refuse_parked(self, vchannels: Iterable[int], error: WalError) -> None:
+        """Answer those who wait for locked VChannels; whoever comes from now on waits again."""
+        for request in self._redo.take_of(frozenset(vchannels)):
+            request.replies.refuse(request, error, False)
 
     def stop_beginning(self) -> None:
         """The daemon is about to stop: only open transactions go on."""
@@ -371,8 +379,9 @@ class PChannel:
             self._staged.begin(key)
         elif kind == MessageType.ROLLBACK_TXN:
             self._staged.forget(key)
-        elif kind == MessageType.CREATE_COLLECTION:
-            self.next_offsets[vchannel] = 0
+        elif kind in EXCLUSIVE:
+            self._staged.forget_all(vchannel)  # The change broke its transactions.
+            self.next_offsets.setdefault(vchannel, 0)
         elif kind == MessageType.COMMIT_TXN and request.rows:
             before = plain.pop(vchannel, None)
             if before is not None:

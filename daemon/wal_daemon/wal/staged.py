@@ -49,6 +49,11 @@ class Staged:
         if kept is not None:
             self.size -= kept.size
 
+    def forget_all(self, vchannel: int) -> None:
+        """All transactions of a VChannel ended without a commit."""
+        for key in [key for key in self._kept if key[0] == vchannel]:
+            self.forget(key)
+
     def clear(self) -> None:
         """After the log was reopened."""
         self._kept.clear()

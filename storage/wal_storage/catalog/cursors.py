@@ -1,7 +1,8 @@
 """Catalog keys ``cursor/<name>/<collection>``: how far a named reader has come.
 
-Unlike the rest of the catalog these are not mirrored from the log: a catalog that is lost takes
-the cursors along, and their readers begin anew. They repeat rows then and never skip one.
+Unlike the rest of the catalog these are not mirrored from messages of the log. Its snapshots carry
+a copy (of PChannel 0's): a catalog that is lost gets the cursors of the last one back, which are
+older. Their readers repeat rows then and never skip one.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from wal_core.errors import CorruptError
 from wal_storage.catalog.base import Catalog
 
 PREFIX = b"cursor/"
+MARKER = b"cursors"
+"""Says that the catalog's cursors are the true ones: not there in one that was just made."""
 
 
 class CursorRecord(msgspec.Struct, array_like=True):
@@ -45,3 +48,11 @@ def read_all(catalog: Catalog, name: str = "") -> list[CursorRecord]:
     """Records of all cursors, or of one, in order of names. Raises CorruptError."""
     prefix = PREFIX + f"{name}/".encode() if name else PREFIX
     return [decode(key, value) for key, value in catalog.range(prefix)]
+
+
+def copy(catalog: Catalog) -> dict[bytes, bytes]:
+    """The values of all cursors, for a snapshot of the log; none where they cannot be read."""
+    try:
+        return dict(catalog.range(PREFIX))
+    except CorruptError:
+        return {}

@@ -90,8 +90,13 @@ class FileWal:
 
     # -- opening -----------------------------------------------------------------------------------
 
-    def recover(self, progress: Callable[[int, int], None] = lambda done, total: None) -> Recovered:
-        """Replay the tip on top of its opening snapshot, cut a torn tail, start a new segment."""
+    def recover(
+        self,
+        progress: Callable[[int, int], None] = lambda done, total: None,
+        complete: Callable[[ChannelState], None] = lambda state: None,
+    ) -> Recovered:
+        """Replay the tip on top of its opening snapshot, cut a torn tail, start a new segment,
+        whose snapshot is the state as ``complete`` leaves it."""
         self._remove_temporaries()
         chain = read_chain(self._disk)
         self.segments = chain.segments
@@ -102,6 +107,7 @@ class FileWal:
         if chain.segments:
             state, cuts, scanned = self._replay(chain.segments[-1])
         state.tso = max(state.tso, self._mark.value)
+        complete(state)
         self.make_room(0, state, reserve=0)
         progress(len(chain.segments), len(chain.segments))
         return Recovered(state, cuts, scanned)
