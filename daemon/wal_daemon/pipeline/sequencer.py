@@ -138,11 +138,11 @@ class Sequencer:
                 return self._rows(vchannel, request, outcome, place)
             if kind in _OF_A_TXN:
                 return self._transaction(living(vchannel), request, outcome, sequence)
-            if kind == _TIME_TICK:
+            if request.vchannel:
+                self._shards.change(vchannel, request)
+            elif kind == _TIME_TICK:
                 # What it promises, not its own place: the rest of its group may land before it.
                 request.tso = self._timetick.confirmed
-            elif request.vchannel:
-                self._shards.change(vchannel, request)
         except WalError as error:
             outcome.refused.append((request, error))
             return False

@@ -103,10 +103,10 @@ class PChannel:
         self.batches = 0
         self.rows = 0
         self.bytes = 0
-        self.cursors = recovered.state.cursors
-        """See ``ChannelState``; kept up to date by ``Cursors``."""
         self.reorder_violations = 0
         """How often the WAL storage landed a message behind a tick that had excluded it."""
+        self.cursors = recovered.state.cursors
+        """See ``ChannelState``; kept up to date by ``Cursors``."""
         self.attach(wal, recovered)
 
     def attach(self, wal: WalStorage, recovered: Recovered) -> None:
@@ -197,13 +197,13 @@ class PChannel:
         for request in self._redo.take():
             self.submit(request)
 
+    def count_violation(self) -> None:
+        self.reorder_violations += 1
+
     def refuse_parked(self, vchannels: Iterable[int], error: WalError) -> None:
         """Answer those who wait for locked VChannels; whoever comes from now on waits again."""
         for request in self._redo.take_of(frozenset(vchannels)):
             request.replies.refuse(request, error, False)
-
-    def count_violation(self) -> None:
-        self.reorder_violations += 1
 
     def stop_beginning(self) -> None:
         """The daemon is about to stop: only open transactions go on."""

@@ -37,6 +37,16 @@ def test_what_comes_back_is_parked_behind_nothing_old() -> None:
     assert redo.take() == [first, second]
 
 
+def test_those_of_some_vchannels_are_taken_and_the_others_stay_in_order() -> None:
+    redo = Redo()
+    parked = [rows(count, vchannel) for count, vchannel in ((1, V1), (2, V2), (3, V1), (4, V2))]
+    for one in parked:
+        redo.park(one)
+    assert redo.take_of({V1}) == [parked[0], parked[2]]
+    assert redo.take_of({V1}) == []
+    assert redo.take() == [parked[1], parked[3]]
+
+
 def test_appends_wait_for_the_lock_and_keep_their_order() -> None:
     async def run() -> None:
         rig = Rig(ShuffledWal(1))
