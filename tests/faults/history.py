@@ -91,13 +91,23 @@ class _Unit:
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self.parts: list[tuple[tuple[bytes, ...], Outcome]] = []
-        """Rows, and whether it is known that they belong to it."""
+        self._parts: dict[object, tuple[tuple[bytes, ...], Outcome]] = {}
         self.outcome = Outcome.FAILED
         self.invoked = NEVER
         self.completed = NEVER
         self.first: int | None = None
         self.key: Key | None = None
+
+    @property
+    def parts(self) -> Iterable[tuple[tuple[bytes, ...], Outcome]]:
+        """Rows, and whether it is known that they belong to it."""
+        return self._parts.values()
+
+    def add(self, rows: tuple[bytes, ...], outcome: Outcome, key: Key | None = None) -> None:
+        """Rows of it; those of a key that is known already are the same ones."""
+        name = key or len(self._parts)
+        _, before = self._parts.get(name, (rows, outcome))
+        self._parts[name] = (rows, max(before, outcome, key=_RANK.__getitem__))
 
     def attempt(self, operation: Operation) -> None:
         """An append, or a commit. May be one of several of the same."""
@@ -191,13 +201,13 @@ def _units(operations: Iterable[Operation]) -> Iterator[_Unit]:
             unit = batches.get(identity)
             if unit is None:
                 unit = batches[identity] = _Unit(f"the batch of {operation.rows[0][:40]!r}")
-                unit.parts.append((operation.rows, Outcome.OK))
+                unit.add(operation.rows, Outcome.OK)
                 unit.key = operation.key
             unit.attempt(operation)
             continue
         unit = transactions.setdefault(operation.txn, _Unit(f"transaction {operation.txn:x}"))
         if operation.kind is Kind.STAGE:
-            unit.parts.append((operation.rows, operation.outcome))
+            unit.add(operation.rows, operation.outcome, operation.key)
         elif operation.kind is Kind.COMMIT:
             unit.attempt(operation)
         elif operation.outcome is Outcome.OK:
@@ -299,6 +309,8 @@ def _check_ends(spans: dict[_Unit, range], reads: Sequence[Read]) -> None:
         if read.since is None:
             continue
         end = len(read.rows)
+        if read.rows and read.rows[0].offset != 0:
+            raise Broken("dense offsets", f"{read.name} does not begin at the earliest row")
         if end not in bounds:
             raise Broken("whole and together", f"{read.name} ends inside a unit, at {end}")
         for unit, span in spans.items():
@@ -306,6 +318,6 @@ def _check_ends(spans: dict[_Unit, range], reads: Sequence[Read]) -> None:
                 what = f"{read.name} began after {unit.name} was acknowledged, and missed it"
                 raise Broken("not too late", what)
         for other in reads:
-            if any(seen.at < read.since and seen.offset >= end for seen in other.rows[end:]):
+            if any(seen.at < read.since and seen.offset >= end for seen in other.rows):
                 what = f"{read.name} ends at {end}; {other.name} had seen more before"
                 raise Broken("nothing goes away", what)

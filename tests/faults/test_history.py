@@ -132,6 +132,14 @@ def test_a_batch_sent_again_is_one_batch() -> None:
     story.check()
 
 
+def test_a_stage_sent_again_is_one_stage() -> None:
+    story = told()
+    for outcome in (UNKNOWN, OK):
+        story.does(Kind.STAGE, b"x1", txn=11, key=Key(5, 1, 1), outcome=outcome)
+    story.commit(11, b"x1")
+    story.check()
+
+
 def test_a_running_hash_tells_where_rows_begin() -> None:
     assert running_hash([b"ab", b"c"])[-1] != running_hash([b"a", b"bc"])[-1]
     assert running_hash([b"a", b"b"])[1] == running_hash([b"a", b"c"])[1]
