@@ -254,6 +254,11 @@ def run_history(folder: Path, seed: int, plan: Plan = Plan()) -> int:  # noqa: B
     return check(history.book.operations, history.reads)
 
 
+def _own(chance: random.Random) -> random.Random:
+    """One for each, so that the order in which they are asked does not matter."""
+    return random.Random(chance.getrandbits(64))
+
+
 class _History:
     def __init__(self, world: World, chance: random.Random, plan: Plan) -> None:
         self.reads: list[Read] = []
@@ -262,10 +267,10 @@ class _History:
         self._chance = chance
         self._plan = plan
         self._clients: list[Writer | Transactor] = [
-            Writer(number, chance, world, self.book) for number in range(plan.writers)
+            Writer(number, _own(chance), world, self.book) for number in range(plan.writers)
         ]
         self._clients += [
-            Transactor(number, chance, world, self.book) for number in range(plan.transactors)
+            Transactor(number, _own(chance), world, self.book) for number in range(plan.transactors)
         ]
         self._followers: dict[tuple[int, int], list[Seen]] = {
             (shard, number): [] for shard in range(len(SHARDS)) for number in range(2)
@@ -279,10 +284,10 @@ class _History:
         world = self._world
         assert world.pchannel.last_tso >= self._highest_tso, "a timestamp went back"
         for (shard, _), seen in self._followers.items():
-            world.reader(shard, seen, FOLLOW, self._chance)
-        world.spawn(self._come_and_go())
+            world.reader(shard, seen, FOLLOW, _own(self._chance))
+        world.spawn(self._come_and_go(_own(self._chance)))
         if self._plan.jumps:
-            world.spawn(self._jump())
+            world.spawn(self._jump(_own(self._chance)))
         async with asyncio.TaskGroup() as group:
             for client in self._clients:
                 group.create_task(client.run(self._plan.steps))
@@ -294,9 +299,9 @@ class _History:
         for shard in range(len(SHARDS)):
             await self._read(shard, "at the end")
 
-    async def _come_and_go(self) -> None:
+    async def _come_and_go(self, chance: random.Random) -> None:
         for number in range(100):
-            await asyncio.sleep(self._chance.uniform(0, 1))
+            await asyncio.sleep(chance.uniform(0, 1))
             await self._read(number % len(SHARDS), f"reader {number}")
 
     async def _read(self, shard: int, name: str) -> None:
@@ -308,8 +313,8 @@ class _History:
         stamps = [tso for _, tso in reader.stamps]
         assert stamps == sorted(stamps), f"{name}: timestamps do not follow the order"
 
-    async def _jump(self) -> None:
+    async def _jump(self, chance: random.Random) -> None:
         """The operator sets the clock."""
         while True:
-            await asyncio.sleep(self._chance.uniform(0, 0.5))
-            self._world.clock.skew_ms += self._chance.choice((-HOUR_MS, HOUR_MS, -5, 5, 59_000))
+            await asyncio.sleep(chance.uniform(0, 0.5))
+            self._world.clock.skew_ms += chance.choice((-HOUR_MS, HOUR_MS, -5, 5, 59_000))

@@ -29,6 +29,7 @@ from wal_daemon import ranges
 from wal_daemon.pipeline.txn import Leases
 from wal_daemon.transactions import Transactions
 from wal_daemon.wal.buffer import WriteAheadBuffer
+from wal_daemon.wal.gather import Gathering
 from wal_daemon.wal.pchannel import PChannel
 from wal_daemon.wal.staged import Staged
 from wal_daemon.wal.subscription import Subscription
@@ -39,6 +40,8 @@ from wal_storage.walstore.file import FileWal
 SHARDS = (V1, V2)
 TURN_SECONDS = 1e-6
 """What one turn of the event loop takes."""
+TURNS_MAX = 20_000
+"""In one life; the longest ones take a tenth of it."""
 
 
 class Killed(SystemExit):
@@ -72,9 +75,13 @@ class _Selector(selectors.SelectSelector):
     def __init__(self, clock: VirtualClock) -> None:
         super().__init__()
         self._clock = clock
+        self._turns = 0
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
         self._clock.seconds += TURN_SECONDS
+        self._turns += 1
+        if self._turns > TURNS_MAX:
+            raise AssertionError("it goes on for ever")
         events = super().select(0)
         if not events and timeout is None:
             raise RuntimeError("all wait, and nothing will ever happen")
@@ -92,18 +99,33 @@ class _Loop(asyncio.SelectorEventLoop):
         return self._virtual.seconds
 
 
+class _Gathering(Gathering):
+    """Tells writers apart by ``id``: none may get that of one who is gone, or chance comes in."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._kept: list[object] = []
+
+    def committed(self, writers: Sequence[object], seconds: float) -> None:
+        self._kept.append(writers)
+        super().committed(writers, seconds)
+
+
 class World:
     """A data directory, and whoever serves it at the moment."""
 
     def __init__(self, folder: Path, chance: random.Random) -> None:
         self.folder = folder
-        self.clock = VirtualClock(chance)
+        self.clock = VirtualClock(random.Random(chance.getrandbits(64)))
         self.staged_bytes = 16 << 20
         self.buffer_bytes = 64 << 20
         self.kill_at = 0
         """So many calls to the disk from now; 0: never."""
         self.calls = 0
         self.failure: WalError | None = None
+        """Why the log takes nothing any more."""
+        self.misread: WalError | None = None
+        """What a reader got instead of rows."""
         self.pchannel: PChannel
         self.transactions: Transactions
         self._dead = False
@@ -123,6 +145,7 @@ class World:
                     raise
                 killed = True
             self._dead = True
+            loop.run_until_complete(asyncio.sleep(0.001))  # Answers that had left arrive.
             for task in asyncio.all_tasks(loop):
                 task.cancel()
             loop.run_until_complete(_settle())
@@ -133,6 +156,8 @@ class World:
                 self._wal = None
             loop.close()
             disk.close()
+        if self.misread is not None:
+            raise self.misread
         return killed
 
     async def _life(self, disk: ProbeDisk, story: Callable[[], Coroutine[Any, Any, None]]) -> None:
@@ -153,6 +178,7 @@ class World:
             self._failed,
         )
         self.pchannel._staged = Staged(self.staged_bytes)
+        self.pchannel._gathering = _Gathering()
         self.transactions = Transactions(self.clock, leases, self.spawn)
         for vchannel in SHARDS:
             if vchannel not in self.pchannel.vchannels:
@@ -250,16 +276,25 @@ class Reader:
         if frame.kind == Kind.END:
             return
         if frame.kind == Kind.ERROR:
-            raise frames.unpack_error(frame)
-        for batch in self._shard.batches(frame):
-            self.stamps.append((batch.first, batch.tso))
-            for offset, row in enumerate(batch.bodies(), batch.first):
-                self.found.append(Seen(offset, row, self._world.clock.seconds))
+            self._give_up(frames.unpack_error(frame))
+            return
+        try:
+            for batch in self._shard.batches(frame):
+                self.stamps.append((batch.first, batch.tso))
+                for offset, row in enumerate(batch.bodies(), batch.first):
+                    self.found.append(Seen(offset, row, self._world.clock.seconds))
+        except WalError as error:
+            self._give_up(error)
         if self._chance is not None and self._chance.random() < 0.2:
             self.paused = True
             asyncio.get_running_loop().call_later(self._chance.uniform(0, 2), self._go_on)
 
     def finished(self, request_id: int) -> None:
+        self.done.set()
+
+    def _give_up(self, error: WalError) -> None:
+        self._world.misread = self._world.misread or error
+        self.subscription.close()
         self.done.set()
 
     def _go_on(self) -> None:

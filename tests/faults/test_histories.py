@@ -10,7 +10,7 @@ import pytest
 
 from tests.faults.clients import Plan, run_history
 
-SEEDS = 20
+SEEDS = 15
 LONG = Plan(writers=5, transactors=5, lives=6, steps=20)
 
 
