@@ -119,7 +119,9 @@ class Sender:
                 self._send_keyed(batch.records, tag)
             else:
                 expect, self._expect = self._expect, -1
-                self.producer.encoded(batch.encoding, batch.body, batch.rows, tag, expect)
+                # A copy: the batch may have to go out again when the buffer holds other rows.
+                body = bytes(batch.body)
+                self.producer.encoded(batch.encoding, body, batch.rows, tag, expect)
 
     def finish(self) -> Receipt:
         """Wait for all answers."""

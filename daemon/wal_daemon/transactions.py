@@ -58,6 +58,8 @@ class Transactions:
         self._parts: dict[int, list[_Part]] = {}
         """Transaction → where it was begun; those that ended are forgotten in their turn."""
         self._timer: asyncio.TimerHandle | None = None
+        self._timer_end = 0.0
+        """When it rings, on the monotonic clock."""
         self._none_open = asyncio.Event()
         self._none_open.set()
 
@@ -76,7 +78,7 @@ class Transactions:
             for txn in vchannel.txns.values():
                 self._note(txn.id, part)
                 self._start_lease(txn.id, txn.keepalive_ms / 1000)
-        self._wind()
+                self._wind(txn.keepalive_ms / 1000)
 
     async def begin(self, scope: Iterable[tuple[PChannel, int]], keepalive: float) -> int:
         """Begin in all VChannels of ``scope``. ``keepalive``: seconds. Returns the id."""
@@ -106,7 +108,7 @@ class Transactions:
                 await self.roll_back(txn_id)
                 raise answer
         self._start_lease(txn_id, keepalive)
-        self._wind()
+        self._wind(keepalive)
         return txn_id
 
     async def commit(
@@ -259,10 +261,16 @@ class Transactions:
         if not self._leases:
             self._none_open.set()
 
-    def _wind(self) -> None:
-        """Wait for the first lease that ends. Renewals do not move the timer: it looks again."""
-        if self._timer is None:
-            self._ring()
+    def _wind(self, seconds: float) -> None:
+        """Look at the leases in ``seconds``, if not before. A new lease may end earlier than all
+        others; renewals do not move the timer: it looks again."""
+        end = self._clock.monotonic() + max(seconds, 0.001)
+        if self._timer is not None:
+            if self._timer_end <= end:
+                return
+            self._timer.cancel()
+        self._timer_end = end
+        self._timer = asyncio.get_running_loop().call_later(max(seconds, 0.001), self._ring)
 
     def _ring(self) -> None:
         self._timer = None
@@ -272,8 +280,7 @@ class Transactions:
         if over:
             next_end = min(0.05, next_end or 0.05)  # Ended, or renewed: known in a moment.
         if next_end is not None:
-            loop = asyncio.get_running_loop()
-            self._timer = loop.call_later(max(next_end, 0.001), self._ring)
+            self._wind(next_end)
 
     async def _expire(self, txn_id: int) -> None:
         if txn_id not in self._leases:

@@ -96,9 +96,10 @@ def snapshot_flips(folder: Path) -> None:
 
 
 def acknowledged_before_fsync(patch: pytest.MonkeyPatch) -> None:
-    def append(self: writer.SegmentWriter, messages: Any) -> None:
+    def append(self: writer.SegmentWriter, messages: Any, confirmed_below: int) -> None:
         start = self.position
-        self._disk.write(self._fd, self._pack(messages, self.durable_sequence), start)
+        buffers = self._pack(messages, self.durable_sequence, confirmed_below)
+        self._disk.write(self._fd, buffers, start)
 
     patch.setattr(writer.SegmentWriter, "append", append)
 
@@ -120,9 +121,9 @@ def folder_never_synced(patch: pytest.MonkeyPatch) -> None:
 def fsync_tried_again(patch: pytest.MonkeyPatch) -> None:
     plain = writer.SegmentWriter.append
 
-    def append(self: writer.SegmentWriter, messages: Any) -> None:
+    def append(self: writer.SegmentWriter, messages: Any, confirmed_below: int) -> None:
         try:
-            plain(self, messages)
+            plain(self, messages, confirmed_below)
         except OSError:
             self.failed = False
             self._disk.sync_data(self._fd)
@@ -141,10 +142,10 @@ def failed_segment_is_sealed(patch: pytest.MonkeyPatch) -> None:
 
 
 def epoch_checked_before_the_write_only(patch: pytest.MonkeyPatch) -> None:
-    def append(self: file.FileWal, messages: Any) -> None:
+    def append(self: file.FileWal, messages: Any, confirmed_below: int) -> None:
         if not self._term.is_current():
             raise self._fenced()
-        self.tip.append(messages)
+        self.tip.append(messages, confirmed_below)
         self.confirmed = (len(self.segments) - 1, self.tip.position)
 
     patch.setattr(file.FileWal, "append", append)
@@ -223,7 +224,7 @@ def snapshot_checksum_skipped(patch: pytest.MonkeyPatch) -> None:
 def index_trusted_over_data(patch: pytest.MonkeyPatch) -> None:
     def split(self: Any, data: memoryview, start: int, limit: int) -> Any:
         self._position = start + len(data)
-        return [file_scanner.Run(1, 1, memoryview(b""))][:0], 0
+        return [], 0
 
     patch.setattr(file_scanner.FileScanner, "_split", split)
 
@@ -239,7 +240,7 @@ def sequences_not_restored(patch: pytest.MonkeyPatch) -> None:
 
 
 def offsets_not_restored(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(ChannelState, "_apply_insert", lambda self, header: None)
+    patch.setattr(ChannelState, "_apply_insert", lambda self, vchannel, header: None)
 
 
 def timestamps_not_kept_ahead(patch: pytest.MonkeyPatch) -> None:
