@@ -151,7 +151,7 @@ def test_refused_before_anything_is_sent(wal: Wal, flags: list[str]) -> None:
 
 
 def test_a_transaction_in_the_environment_is_not_ignored(wal: Wal) -> None:
-    assert wal("append", "c", "body", env={"WAL_TXN": "7"}).status == 2
+    assert wal("append", "c", "body", env={"WAL_TXN": "7"}).status == 66
 
 
 def test_expect_and_no_create(wal: Wal) -> None:
