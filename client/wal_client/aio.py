@@ -336,6 +336,16 @@ class _Subscription:
                 protocol.transport.write(frames.pack_frame(Kind.CANCEL, request_id))
 
 
+class _LostError(Exception):
+    """The connection over which a batch was sent is of no use any more."""
+
+    def __init__(self, protocol: _Protocol, why: Exception, again: asyncio.Future[Ack]) -> None:
+        self.protocol = protocol
+        self.why = why
+        self.again = again
+        """What to wait for when it is sent again."""
+
+
 class AsyncProducer:
     """Appends of one collection. Calls may overlap: their batches share group commits."""
 
@@ -343,7 +353,7 @@ class AsyncProducer:
         self._client = client
         self._batcher = batcher
         self._acks: dict[int, asyncio.Future[Ack]] = {}
-        self._answers: dict[int, asyncio.Future[Frame]] = {}
+        """What each append waits for, by the request id of its batch."""
         self._window = asyncio.Semaphore(PRODUCER_RESULTS_MAX)
         self._sending = asyncio.Lock()
         self._protocol: _Protocol | None = None
@@ -353,50 +363,95 @@ class AsyncProducer:
         where no answer came until the timeout was over, or the daemon's error; the producer is at
         its end then."""
         async with self._window:
-            loop = asyncio.get_running_loop()
             request_id = self._client.next_id()
-            acknowledged: asyncio.Future[Ack] = loop.create_future()
-            self._acks[request_id] = acknowledged
             shard = None if key is None else self._batcher.shard_of(key)
             rows = [Record(body, key) for body in bodies]
-            started = loop.time()
+            deadline = self._client.deadline(asyncio.get_running_loop().time())
             try:
                 async with self._sending:
                     # The protocol is the order of the batches: it is chosen with the lock held.
                     protocol = self._protocol or await self._client.protocol()
                     self._protocol = protocol
                     buffers = self._batcher.records(request_id, rows, tag=request_id, shard=shard)
-                    self._answers[request_id] = protocol.expect(request_id)
-                    with contextlib.suppress(OSError):  # Its future tells as well.
-                        await protocol.send(buffers)
-                await self._answered(request_id, protocol, self._client.deadline(started))
-                return await acknowledged
+                    waiting: asyncio.Future[Ack] = asyncio.get_running_loop().create_future()
+                    self._acks[request_id] = waiting
+                    await self._send(protocol, request_id, buffers)
+                return await self._acknowledged(waiting, deadline)
             finally:
                 self._acks.pop(request_id, None)
-                self._answers.pop(request_id, None)
 
-    async def _answered(self, request_id: int, protocol: _Protocol, deadline: float | None) -> None:
-        """Wait for the answer, over as many connections as it takes."""
+    async def _send(
+        self,
+        protocol: _Protocol,
+        request_id: int,
+        buffers: Sequence[bytes | bytearray | memoryview],
+    ) -> None:
+        protocol.expect(request_id).add_done_callback(
+            lambda answer: self._answered(protocol, answer)
+        )
+        try:
+            await protocol.send(buffers)
+        except OSError as error:
+            self._lost(protocol, error)
+
+    async def _acknowledged(self, waiting: asyncio.Future[Ack], deadline: float | None) -> Ack:
+        """Over as many connections as it takes."""
         while True:
-            error: Exception
             try:
                 async with asyncio.timeout_at(deadline):
-                    answer = await asyncio.shield(self._answers[request_id])
-                if not self._batcher.wants_resend(answer):
-                    for ack in self._batcher.answered(answer):
-                        self._acks[ack.tag].set_result(ack)
-                    refusal = self._batcher.refused()
-                    if refusal is not None:
-                        raise refusal
-                    return
-                error = frames.unpack_error(answer)
-            except (OSError, TimeoutError) as lost:
-                error = lost
-            protocol = await self._recover(protocol, error, deadline)
+                    return await waiting
+            except TimeoutError:
+                raise self._batcher.lost("no answer in time") from None
+            except _LostError as lost:
+                waiting = lost.again
+                await self._recover(lost.protocol, lost.why, deadline)
 
-    async def _recover(
-        self, lost: _Protocol, error: Exception, deadline: float | None
-    ) -> _Protocol:
+    def _answered(self, protocol: _Protocol, answer: asyncio.Future[Frame]) -> None:
+        if protocol is not self._protocol or answer.cancelled():
+            return
+        error = answer.exception()
+        if isinstance(error, Exception):
+            self._lost(protocol, error)
+            return
+        frame = answer.result()
+        if self._batcher.wants_resend(frame):
+            self._lost(protocol, frames.unpack_error(frame))
+            return
+        try:
+            acks = self._batcher.answered(frame)
+            refusal = self._batcher.refused()
+        except WalError as error_of_first:
+            acks, refusal = [], error_of_first
+        for ack in acks:
+            future = self._acks.get(ack.tag)
+            if future is not None and not future.done():
+                future.set_result(ack)
+        if refusal is not None:
+            self._end(refusal)
+
+    def _lost(self, protocol: _Protocol, why: Exception) -> None:
+        """Every append that waits has its batch sent again, once."""
+        if protocol is not self._protocol:
+            return
+        for request_id, waiting in list(self._acks.items()):
+            if not waiting.done():
+                # The new one is in place before the answer to the new try can come.
+                again = self._acks[request_id] = asyncio.get_running_loop().create_future()
+                waiting.set_exception(_LostError(protocol, why, again))
+
+    def _end(self, refusal: WalError) -> None:
+        """The first batch that waits was refused, and with it what was sent behind it: to its own
+        shard. What became of batches of other shards is not told."""
+        for request_id, same_shard in self._batcher.behind_refused():
+            waiting = self._acks.get(request_id)
+            if waiting is not None and not waiting.done():
+                waiting.set_exception(
+                    refusal
+                    if same_shard
+                    else self._batcher.lost(f"refused: {refusal.message} [{refusal.code}]")
+                )
+
+    async def _recover(self, lost: _Protocol, error: Exception, deadline: float | None) -> None:
         """Send again what is under way over a new connection, unless another append just did."""
         async with self._sending:
             while self._protocol is lost:
@@ -408,15 +463,13 @@ class AsyncProducer:
                     if again.id != self._batcher.opened.id:
                         raise NotFoundError(f"collection {again.name!r} was dropped meanwhile")
                     protocol = await self._client.protocol()
-                    for sent_id, buffers in self._batcher.unanswered():
-                        self._answers[sent_id] = protocol.expect(sent_id)
-                        await protocol.send(buffers)
-                    self._protocol = protocol
                 except (OSError, UnreachableError, TimedOutError, NotReadyError) as failure:
                     error = failure
                     await asyncio.sleep(_POLL_SECONDS)
-            assert self._protocol is not None
-            return self._protocol
+                    continue
+                self._protocol = protocol
+                for sent_id, buffers in self._batcher.unanswered():
+                    await self._send(protocol, sent_id, buffers)
 
 
 class AsyncTransaction:

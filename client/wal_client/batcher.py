@@ -251,6 +251,11 @@ class Batcher:
             return None
         return self._refusal(answer)
 
+    def behind_refused(self) -> list[tuple[int, bool]]:
+        """(request id, whether of the same shard) of what waits, from the refused one on."""
+        first = self._waiting[0].vchannel if self._waiting else ""
+        return [(sent.request_id, sent.vchannel == first) for sent in self._waiting]
+
     def lost(self, why: str) -> WalError:
         """The error after a connection broke with batches under way."""
         return OutcomeUnknownError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import threading
 import time
@@ -31,12 +32,23 @@ def daemon(tmp_path: Path) -> Iterator[Daemon]:
     running.remove()
 
 
-def _write(client: Client, name: str, batches: int, seconds: float) -> list[Ack]:
+def _first(client: Client, name: str) -> list[Ack]:
+    """A name may begin at any number, so the first batch that comes decides: a real stream never
+    turns the first two around, as the proxy does."""
+    acks: list[Ack] = []
+    with client.producer(
+        "rows", identity=Identity(producer_id("producer", name), 0, 1), on_ack=acks.append
+    ) as producer:
+        producer.records([Record(b"%s.0.%d" % (name.encode(), n)) for n in (0, 1)])
+    return acks
+
+
+def _write(client: Client, name: str, acks: list[Ack], batches: int, seconds: float) -> None:
     """Batches of two rows under a name, until all are answered. A producer that gave up begins
     again at the first batch that has no answer, with its number: as a restarted program would."""
-    acks: list[Ack] = []
     id = producer_id("producer", name)
     deadline = time.monotonic() + seconds
+    errors: collections.deque[str] = collections.deque(maxlen=4)
     while time.monotonic() < deadline:
         done = len(acks)
         try:
@@ -45,16 +57,18 @@ def _write(client: Client, name: str, batches: int, seconds: float) -> list[Ack]
             ) as p:
                 for number in range(done, batches):
                     p.records([Record(b"%s.%d.%d" % (name.encode(), number, n)) for n in (0, 1)])
-            return acks
-        except OutcomeUnknownError:
+            return
+        except OutcomeUnknownError as error:
+            errors.append(f"{len(acks)} answered: {error}")
             client.close()
         except WalError as error:
             # A held frame may leave a hole when the connection is given up; nothing was written.
             if error.code not in ("out-of-sequence", "unreachable", "timeout", "not-ready"):
                 raise
+            errors.append(f"{len(acks)} answered: {error}")
             client.close()
             time.sleep(0.02)
-    raise AssertionError("no end")
+    raise AssertionError(f"no end: {list(errors)}")
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -64,14 +78,14 @@ def test_each_batch_is_there_once_at_its_acknowledged_place(
     """Two producers at once, and the daemon is killed and started again meanwhile."""
     with daemon.client() as direct:
         direct.open("rows", create=True)
+        acks = {name: _first(direct, name) for name in ("a", "b")}
     plan = Plan(seed, rate=0.08)
     proxy = Proxy(tmp_path / "proxy.sock", daemon.folder / "wald.sock", plan)
     batches = 120
-    acks: dict[str, list[Ack]] = {}
 
     def work(name: str) -> None:
         with Client(Endpoint(str(tmp_path / "proxy.sock")), timeout=0.6) as client:
-            acks[name] = _write(client, name, batches, seconds=40)
+            _write(client, name, acks[name], batches, seconds=40)
 
     threads = [threading.Thread(target=work, args=(name,)) for name in ("a", "b")]
     for thread in threads:
@@ -84,7 +98,6 @@ def test_each_batch_is_there_once_at_its_acknowledged_place(
         thread.join(60)
         assert not thread.is_alive(), f"seed {seed}"
     proxy.close()
-    assert set(acks) == {"a", "b"}, f"seed {seed}"
     assert sum(plan.done.values()) > 5, "nothing was done to the frames"
     _check(daemon, acks, batches, seed)
 
