@@ -7,7 +7,6 @@ under way, tails subscribe again at their next offsets, all of it until the time
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import itertools
 import os
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
